@@ -1,0 +1,204 @@
+"""Every error Bananas raises on purpose, as one tree.
+
+Each class has a stable ``code`` (what API clients and scripts may match on) and says whether the same call
+may succeed later. The docstring of a class is its default message, so an error always explains itself.
+User code that fails is not an error of ours: it is an ``Outcome`` (see ``bananas.job``).
+
+    BananasError
+    ├── ConfigError            a setting or an environment variable is wrong
+    ├── ManifestError          bananas.yaml is wrong (carries every problem at once)
+    ├── DeployError            packing, installing requirements or uploading failed
+    ├── RequestError           what a client sent is wrong
+    │   ├── InvalidRequest · PayloadTooLarge · UnsupportedMedia · HostNotAllowed
+    │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
+    │   └── JobFinished
+    ├── Unavailable            try again later
+    │   ├── RedisUnavailable · QueueFull · NoLiveRunner
+    │   └── EngineUnavailable
+    ├── SandboxError           the sandbox, not the function, went wrong
+    │   ├── SandboxStartError · ProtocolError · SandboxDied
+    │   └── ImageMissing
+    └── ApiError               the gateway answered a client with a problem
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class BananasError(Exception):
+    """Something in Bananas went wrong."""
+
+    #: Stable, lower-case, hyphenated; part of the API.
+    code: ClassVar[str] = "error"
+    #: True when the same call may succeed later without a change by the caller.
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        """``details`` are extra facts for the problem body; they must be JSON values."""
+        super().__init__(message or (type(self).__doc__ or "").strip().split("\n")[0])
+        self.details = details
+
+
+class ConfigError(BananasError):
+    """A setting is wrong."""
+
+    code = "config"
+
+
+class ManifestError(BananasError):
+    """bananas.yaml is wrong."""
+
+    code = "manifest"
+
+    def __init__(self, problems: list[str]) -> None:
+        """``problems`` are finished lines, ``file:line:col: path: what, and what would be right``."""
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DeployError(BananasError):
+    """The deploy did not happen; the version that served before still serves."""
+
+    code = "deploy"
+
+
+class RequestError(BananasError):
+    """The request is wrong."""
+
+    code = "request"
+
+
+class InvalidRequest(RequestError):
+    """The request body or a parameter is not valid."""
+
+    code = "invalid-request"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than this call allows."""
+
+    code = "too-large"
+
+
+class UnsupportedMedia(RequestError):
+    """The body must be application/json."""
+
+    code = "unsupported-media-type"
+
+
+class HostNotAllowed(RequestError):
+    """Without authentication only requests to a loopback host name are served."""
+
+    code = "host-not-allowed"
+
+
+class UnknownFunction(RequestError):
+    """No function of that name is deployed."""
+
+    code = "unknown-function"
+
+
+class UnknownJob(RequestError):
+    """No job has that id."""
+
+    code = "unknown-job"
+
+
+class JobExpired(RequestError):
+    """The job's record was kept for its time and is gone now."""
+
+    code = "job-expired"
+
+
+class JobFinished(RequestError):
+    """The job is already over."""
+
+    code = "job-finished"
+
+
+class UnknownBundle(RequestError):
+    """No bundle with that digest was uploaded."""
+
+    code = "unknown-bundle"
+
+
+class UnknownPool(RequestError):
+    """The job may not run in that pool."""
+
+    code = "unknown-pool"
+
+
+class Unavailable(BananasError):
+    """Not possible right now; try again later."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class RedisUnavailable(Unavailable):
+    """Redis does not answer."""
+
+    code = "redis-unavailable"
+
+
+class QueueFull(Unavailable):
+    """The queue is full."""
+
+    code = "queue-full"
+
+
+class NoLiveRunner(Unavailable):
+    """No live runner serves the pool."""
+
+    code = "no-live-runner"
+
+
+class EngineUnavailable(Unavailable):
+    """The Docker Engine does not answer."""
+
+    code = "engine-unavailable"
+
+
+class SandboxError(BananasError):
+    """The sandbox, not the function, went wrong."""
+
+    code = "sandbox"
+
+
+class SandboxStartError(SandboxError):
+    """The sandbox did not start."""
+
+    code = "sandbox-start"
+    retryable = True
+
+
+class ImageMissing(SandboxError):
+    """The runtime's image is not on this engine."""
+
+    code = "image-missing"
+
+
+class SandboxDied(SandboxError):
+    """The sandbox ended before it answered."""
+
+    code = "sandbox-died"
+
+
+class ProtocolError(SandboxError):
+    """The sandbox sent something that the shim protocol does not allow."""
+
+    code = "protocol"
+
+
+class ApiError(BananasError):
+    """The gateway answered with a problem."""
+
+    code = "api"
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        """``status`` is the HTTP status, ``problem`` the decoded RFC 9457 body."""
+        detail = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+        super().__init__(str(detail), **problem)
+        self.status = status
+        self.problem = problem
