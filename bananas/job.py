@@ -1,0 +1,215 @@
+"""The vocabulary of jobs: states, outcomes, and the records that cross process borders.
+
+A *state* belongs to a job, an *outcome* to one attempt of it. Which outcome leads where is decided in
+``bananas.retry.decide`` and moved by ``scripts/step.lua``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from bananas.spec import Priority, RetrySpec
+
+
+class JobState(StrEnum):
+    """Where a job is. A job that waits for a retry is ``scheduled`` with attempts ≥ 1."""
+
+    SCHEDULED = "scheduled"
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True when the job is over."""
+        return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Outcome(StrEnum):
+    """How one attempt ended."""
+
+    OK = "ok"
+    ERROR = "error"  # the handler raised
+    PERMANENT = "permanent"  # the handler raised and said that no retry will help
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    CRASHED = "crashed"  # the process ended without an answer
+    START = "start"  # engine or start-up trouble before the invoke frame was sent
+    LOST = "lost"  # the lease ran out: its runner is gone
+    HANDED_BACK = "handed_back"  # a runner that shuts down returned it untouched
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class DeadReason(StrEnum):
+    """Why a job is a dead letter."""
+
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    PERMANENT = "permanent"
+    POISONED = "poisoned"
+    START_FAILED = "start_failed"
+    EXPIRED = "expired"
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits; sorts by time of creation."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to enqueue. None means: what the function says."""
+
+    function: str
+    #: JSON text exactly as the client sent it.
+    payload: bytes
+    id: str = field(default_factory=new_job_id)
+    pool: str | None = None
+    priority: Priority | None = None
+    #: May only lower what the function allows.
+    timeout_ms: int | None = None
+    #: May only lower what the function allows.
+    max_retries: int | None = None
+    delay_ms: int = 0
+    #: Unix ms; wins over ``delay_ms``.
+    run_at_ms: int | None = None
+    #: From now until an attempt must have begun; None means never.
+    expires_after_ms: int | None = None
+    #: Reply list to push the final record to (a waiting gateway process).
+    reply_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What enqueue answers."""
+
+    id: str
+    version: str
+    state: JobState
+    pool: str
+    #: The timeout that was stamped on the job.
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to execute one attempt: valid while ``token`` is the job's and the lease stands."""
+
+    id: str
+    token: int
+    function: str
+    version: str
+    pool: str
+    priority: Priority
+    payload: bytes
+    timeout_ms: int
+    retries: RetrySpec
+    #: Attempts that failed so far (the retry budget).
+    failures: int
+    #: Start-up failures so far.
+    starts: int
+    #: Unix ms of Redis: when it became runnable, and when it was claimed.
+    enqueued_at_ms: int
+    claimed_at_ms: int
+    result_ttl_ms: int
+
+
+Action = Literal["complete", "retry", "dead", "back"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to the job after an attempt (made by ``bananas.retry.decide``)."""
+
+    action: Action
+    #: Until the next attempt, for ``retry``.
+    delay_ms: int = 0
+    reason: DeadReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The report of one attempt, kept in the job's record."""
+
+    token: int
+    outcome: Outcome
+    runner: str
+    #: Unix ms by the runner's clock, for display only.
+    started_at_ms: int
+    #: ``cold`` (container created for this job), ``stem`` (a started sandbox was bound) or ``warm``.
+    start: str | None = None
+    #: Why not warm, e.g. ``none_idle``.
+    start_reason: str | None = None
+    sandbox: str | None = None
+    #: The how manieth use of that sandbox this was.
+    nth_use: int = 0
+    #: Durations in ms: queued, wait_sandbox, init, run, total.
+    timings: dict[str, float] = field(default_factory=dict)
+    #: ``{"type", "message", "traceback"?}`` when the outcome is not ok.
+    error: dict[str, Any] | None = None
+    log_bytes: int = 0
+    log_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """An attempt's end on its way into Redis."""
+
+    claim: Claim
+    attempt: Attempt
+    decision: Decision
+    #: JSON text of the result; empty unless the outcome is ok.
+    result: bytes = b""
+    logs: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Everything known about a job."""
+
+    id: str
+    function: str
+    version: str
+    pool: str
+    priority: str
+    state: JobState
+    created_at_ms: int
+    #: When it may run, while scheduled.
+    due_at_ms: int | None
+    #: First claim of the latest attempt, and the end of the job.
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    #: Claims so far.
+    token: int
+    failures: int
+    losses: int
+    max_retries: int
+    timeout_ms: int
+    reason: str | None
+    result: bytes | None
+    #: JSON text of the last error.
+    error: bytes | None
+    #: One JSON text per attempt, oldest first.
+    history: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a waiter gets when a job is over."""
+
+    id: str
+    state: JobState
+    #: JSON text of the last attempt; ``null`` when the job ended without one.
+    attempt: bytes
+    #: JSON text of the result; empty unless completed. None when too large to push: read the record.
+    result: bytes | None

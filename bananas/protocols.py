@@ -1,0 +1,178 @@
+"""The seams: what the parts expect of each other, so that public fakes (``bananas.testing``) can stand in.
+
+The real implementations are named in each docstring. Contract tests run the same cases over real and fake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Clock(Protocol):
+    """``bananas.clock.SystemClock``; ``bananas.testing.ManualClock``."""
+
+    def now_ms(self) -> int:
+        """Unix time in milliseconds."""
+        ...
+
+    def mono_s(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxProfile:
+    """Everything that shapes an unbound sandbox (a stem). Equal profiles are interchangeable."""
+
+    pool: str
+    #: Image reference and its id on this engine.
+    image: str
+    image_id: str
+    memory_mb: int
+    cpus: float
+    pids: int
+    tmp_mb: int
+    egress: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What turns a stem into the sandbox of one function version."""
+
+    function: str
+    version: str
+    handler: str
+    #: SHA-256 digests of the bundles to link in.
+    code: str
+    deps: str | None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of a bound sandbox."""
+
+    call_id: int
+    job_id: str
+    attempt: int
+    #: JSON text.
+    payload: bytes
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallReply:
+    """The answer to one call: exactly one of ``result`` and ``error``."""
+
+    #: JSON text.
+    result: bytes | None
+    #: ``{"type", "message", "traceback"?, "permanent"?, "retry_after_s"?}``
+    error: dict[str, Any] | None
+    #: False when the sandbox must not serve another call; ``why_not`` then says why.
+    reusable: bool = True
+    why_not: str = ""
+    run_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExitInfo:
+    """How a sandbox's process ended; every field may be unknown."""
+
+    status: int | None = None
+    signal: int | None = None
+    oom: bool = False
+
+    def describe(self) -> str:
+        """A few words for an error message."""
+        if self.oom:
+            return "killed by the kernel: out of memory"
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        if self.status is not None:
+            return f"exited with status {self.status}"
+        return "ended without a word"
+
+
+class Sandbox(Protocol):
+    """A started container with the shim in it. ``runner.sandbox.DockerSandbox``; ``bananas.testing.FakeSandbox``.
+
+    One owner at a time; ``bind`` exactly once, then ``invoke`` one call after the other.
+    """
+
+    id: str
+    profile: SandboxProfile
+
+    def bind(self, binding: Binding, timeout_s: float) -> float:
+        """Load the function; returns the init time in ms.
+
+        Raises HandlerLoadError when the code cannot be loaded, TimeoutError at the deadline, SandboxDied or
+        ProtocolError otherwise.
+        """
+        ...
+
+    def invoke(self, call: Invocation, on_log: Callable[[bytes], None]) -> CallReply:
+        """Run one call. Raises TimeoutError at the deadline, SandboxDied or ProtocolError otherwise."""
+        ...
+
+    def terminate(self, on_log: Callable[[bytes], None] | None = None) -> ExitInfo:
+        """End every process in it, remove it, and say how it ended. Idempotent; never raises for a dead one."""
+        ...
+
+
+class HandlerLoadError(Exception):
+    """The function's code could not be loaded: the user's error, with ``error`` as in CallReply."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(f"{error.get('type')}: {error.get('message')}")
+        self.error = error
+
+
+class SandboxFactory(Protocol):
+    """``runner.sandbox.DockerSandboxFactory``; ``bananas.testing.FakeSandboxFactory``."""
+
+    def create(self, profile: SandboxProfile) -> Sandbox:
+        """A started stem. Raises SandboxStartError, ImageMissing or EngineUnavailable."""
+        ...
+
+
+class Channel(Protocol):
+    """A connected byte stream to a shim. ``runner.transport``'s socket now, an attach stream later."""
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it or raise OSError."""
+        ...
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Read some bytes; 0 at the end of the stream; raises TimeoutError after the timeout."""
+        ...
+
+    def settimeout(self, value: float | None) -> None:
+        """Seconds for each following call; None waits for ever."""
+        ...
+
+    def half_close(self) -> None:
+        """Say that nothing more will be sent; the guard in the sandbox takes it as the order to end."""
+        ...
+
+    def close(self) -> None:
+        """Release it. Idempotent."""
+        ...
+
+
+class Service(Protocol):
+    """A background role of the runner (``runner.service``)."""
+
+    name: str
+
+    def start(self) -> None:
+        """Returns when ready, or raises."""
+        ...
+
+    def stop(self, deadline_s: float) -> None:
+        """Idempotent; may be called unstarted; returns within the deadline."""
+        ...
+
+
+Extension = Sequence[tuple[str, int]]

@@ -1,0 +1,201 @@
+"""Every limit and every setting, in one place.
+
+``Limits`` are fixed by the product. ``Settings`` come from ``BANANAS_*`` environment variables; a wrong value
+refuses to start and names the variable, and an unknown ``BANANAS_*`` name is refused too, since a misspelt
+setting that is silently ignored is worse than a stop. Secrets never appear in ``repr``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bananas.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that every part shares."""
+
+    payload_bytes: int = 1 * MIB
+    result_bytes: int = 1 * MIB
+    #: Captured stdout and stderr of one attempt.
+    log_bytes: int = 256 * KIB
+    #: Of one uploaded bundle, compressed; and unpacked.
+    bundle_bytes: int = 50 * MIB
+    bundle_unpacked_bytes: int = 250 * MIB
+    bundle_files: int = 20_000
+    #: Jobs waiting in one pool's lanes, and in the schedule.
+    queued_jobs: int = 1_000_000
+    #: Results up to this size are pushed to waiters, larger ones are read from the record.
+    push_bytes: int = 64 * KIB
+    #: Messages kept for a gateway process that does not read them.
+    reply_list: int = 20_000
+    #: Longest ``?wait=`` in seconds.
+    wait_s: int = 60
+    #: How long a synchronous call may wait for its turn.
+    sync_queue_s: int = 30
+    #: Records of failed jobs (dead letters), and how many of them.
+    dead_ttl_s: int = 14 * 24 * 3600
+    dead_jobs: int = 100_000
+    #: After a record is gone, its id still answers 410 for this long.
+    tombstone_s: int = 24 * 3600
+    #: Lost leases before a job is poisoned; start-up failures before a job fails.
+    max_losses: int = 3
+    max_starts: int = 5
+    #: Attempts shown in a job's record (the oldest are dropped first).
+    history: int = 30
+    #: Bytes of logs shown in a record; all of them are at /jobs/{id}/logs.
+    log_tail_bytes: int = 8 * KIB
+    #: A bundle that no version refers to is dropped after this long.
+    orphan_bundle_s: int = 3600
+    #: One frame of the shim protocol.
+    frame_bytes: int = 4 * MIB
+
+
+LIMITS = Limits()
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        value = float(raw)
+        if not low <= value <= high:
+            raise ValueError(f"must be {low:g} to {high:g} seconds")
+        return value
+
+    return parse
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        value = int(raw)
+        if not low <= value <= high:
+            raise ValueError(f"must be {low} to {high}")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return raw
+
+    return parse
+
+
+def _names(raw: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in raw.split(",") if part.strip())
+    if not names:
+        raise ValueError("must name at least one pool")
+    return names
+
+
+def _setting(env: str, parse: Callable[[str], Any], default: Any, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"env": env, "parse": parse}, repr=not secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator may set; the metadata of each field names its environment variable."""
+
+    #: redis://, rediss:// or unix:// URL. Empty: our own server (``bananas.embedded``). May hold a password.
+    redis_url: str = _setting("BANANAS_REDIS_URL", _text, "", secret=True)
+    host: str = _setting("BANANAS_HOST", _text, "127.0.0.1")
+    port: int = _setting("BANANAS_PORT", _count(1, 65535), 8080)
+    #: ``token`` needs API tokens beyond loopback; ``none`` serves anyone who can reach the port.
+    auth: str = _setting("BANANAS_AUTH", _choice("token", "none"), "token")
+    #: Gateway processes; 0 means one per core, at most 4.
+    gateway_workers: int = _setting("BANANAS_GATEWAY_WORKERS", _count(0, 64), 0)
+    #: The address of the gateway that the command line talks to.
+    url: str = _setting("BANANAS_URL", _text, "http://127.0.0.1:8080")
+    #: Empty: /var/lib/bananas as root, else the user's state home.
+    state_dir: str = _setting("BANANAS_STATE_DIR", _text, "")
+    #: Pools that this runner serves; empty means every pool that exists.
+    pools: tuple[str, ...] = _setting("BANANAS_POOLS", _names, ())
+    #: A claim not extended for this long goes to another runner.
+    lease_s: float = _setting("BANANAS_LEASE_S", _seconds(0.5, 3600), 30.0)
+    #: After SIGTERM, running jobs may take this long before they are handed back.
+    grace_s: float = _setting("BANANAS_GRACE_S", _seconds(0, 86400), 30.0)
+    #: Containers created at the same time; more adds latency and little throughput.
+    parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
+    #: The image of ``runtime: python``; empty means the local default.
+    python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
+    log_level: str = _setting("BANANAS_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment; raises ConfigError naming the variable, its value and what is right."""
+        env = os.environ if environ is None else environ
+        known = {f.metadata["env"]: f for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for name in sorted(env):
+            if not name.startswith("BANANAS_") or name in _OTHER_VARIABLES:
+                continue
+            if name not in known:
+                close = difflib.get_close_matches(name, [*known, *_OTHER_VARIABLES], n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+                raise ConfigError(f"{name} is not a setting of Bananas{hint}")
+            if env[name] == "":
+                continue
+            spec = known[name]
+            try:
+                values[spec.name] = spec.metadata["parse"](env[name])
+            except ValueError as e:
+                shown = "(hidden)" if not spec.repr else repr(env[name])
+                raise ConfigError(f"{name}={shown} is not valid: {e}") from e
+        return cls(**values)
+
+    @property
+    def state_path(self) -> Path:
+        """The state directory, absolute. Runner and engine must see it at the same path."""
+        if self.state_dir:
+            return Path(self.state_dir).absolute()
+        if os.geteuid() == 0:
+            return Path("/var/lib/bananas")
+        home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+        return Path(home) / "bananas"
+
+    @property
+    def worker_count(self) -> int:
+        """Gateway processes to start."""
+        return self.gateway_workers or min(len(os.sched_getaffinity(0)), 4)
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Between two extensions of the leases: three chances within one lease."""
+        return self.lease_s / 3
+
+    @property
+    def fence_s(self) -> float:
+        """Without a successful extension for this long, a runner ends its own attempts (25 s of a 30 s lease)."""
+        return self.lease_s * 5 / 6
+
+    @property
+    def reap_s(self) -> float:
+        """Between two looks for expired leases (5 s for a 30 s lease)."""
+        return self.lease_s / 6
+
+
+#: Variables that other parts read: set-up scripts, the test suite, the engine's own.
+_OTHER_VARIABLES = frozenset(
+    {
+        "BANANAS_YES",
+        "BANANAS_REDIS",
+        "BANANAS_WHEELS",
+        "BANANAS_ALLOW_SKIP",
+        "BANANAS_TEST_EXAMPLES",
+    }
+)

@@ -1,0 +1,146 @@
+"""The deployed shape of functions and pools: what the API takes, Redis stores and runners read.
+
+``manifest.py`` turns the friendly YAML into these; here every size and time is a plain number with its unit in
+the name, the structs are frozen and closed (an unknown field is an error), and decoding checks every bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+import msgspec
+
+from bananas import errors
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+#: ``host:port``; the host is a DNS name or a literal IPv4 address.
+EgressTarget = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[0-9]{1,5}$")]
+
+DAY_MS = 24 * 3600 * 1000
+MAX_RETRIES = 20
+
+
+class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    @classmethod
+    def decode(cls, raw: bytes | str) -> Self:
+        """Parse JSON; raises InvalidRequest naming the field and what would be right."""
+        try:
+            return msgspec.json.decode(raw, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise errors.InvalidRequest(f"{cls.__name__}: {e}") from e
+
+    def encode(self) -> bytes:
+        """Canonical JSON: sorted keys, so equal specs have equal bytes."""
+        return msgspec.json.encode(self, order="sorted")
+
+
+class RetrySpec(_Spec, frozen=True, kw_only=True):
+    """How often and after how long a failed attempt is tried again (see ``bananas.retry``)."""
+
+    #: More tries after the first one.
+    max: Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)] = 3
+    base_ms: Annotated[int, msgspec.Meta(ge=1, le=DAY_MS)] = 2000
+    factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 2.0
+    cap_ms: Annotated[int, msgspec.Meta(ge=1, le=30 * DAY_MS)] = 3_600_000
+    jitter: Literal["none", "full"] = "none"
+
+
+class FunctionSpec(_Spec, frozen=True, kw_only=True):
+    """What one function is, apart from its code. Part of the version digest."""
+
+    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2})$")] = "python"
+    #: ``module.function`` below the function's folder, e.g. ``handler.handle``.
+    handler: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")] = "handler.handle"
+    pool: Name = "default"
+    #: Other pools a single job may name instead.
+    allow_pools: tuple[Name, ...] = ()
+    priority: Priority = "normal"
+    #: Of one attempt, from the invoke frame to the answer.
+    timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=DAY_MS)] = 30_000
+    #: Of loading the code and importing the handler.
+    init_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
+    retries: RetrySpec = msgspec.field(default_factory=RetrySpec)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    #: How long the record of a completed job is kept; a failed one is kept for the dead letters' time.
+    result_ttl_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] = 3_600_000
+    #: The most attempts one sandbox serves; None means no such limit.
+    max_uses: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class PoolSpec(_Spec, frozen=True, kw_only=True):
+    """A route with its own sandbox settings; ``concurrency`` counts per runner."""
+
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=512)] = 8
+    memory_mb: Annotated[int, msgspec.Meta(ge=32, le=1_048_576)] = 256
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=512)] = 1.0
+    pids: Annotated[int, msgspec.Meta(ge=8, le=32_768)] = 128
+    tmp_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
+    #: An idle sandbox is removed after this long.
+    idle_timeout_ms: Annotated[int, msgspec.Meta(ge=1000, le=DAY_MS)] = 300_000
+    #: The only addresses that code in this pool can reach.
+    egress: Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)] = ()
+
+
+class Bundles(_Spec, frozen=True, kw_only=True):
+    """The content-addressed archives of a version (see ``bananas.pack``)."""
+
+    code: Sha256
+    #: Installed requirements; None when the function has none.
+    deps: Sha256 | None = None
+    #: SHA-256 of the requirements text; None when there is none.
+    requirements: Sha256 | None = None
+
+
+class Deployment(_Spec, frozen=True, kw_only=True):
+    """The body of ``PUT /functions/{name}``."""
+
+    spec: FunctionSpec
+    bundles: Bundles
+    #: ABI that ``deps`` was installed for, as published by runners, e.g. ``cp311-x86_64-glibc2.36``.
+    abi: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+    def version(self) -> str:
+        """The version id: 12 hex digits over sources, settings, requirements text and ABI.
+
+        The digest of the installed requirements is left out on purpose: the same text resolved a week later may give other
+        wheels, and that alone is not another version. A literal image id is left out because a base image made
+        from the host has another id on each machine.
+        """
+        material = [self.bundles.code, self.bundles.requirements or "", self.abi]
+        digest = hashlib.sha256("\n".join(material).encode() + b"\n" + self.spec.encode())
+        return digest.hexdigest()[:12]
+
+
+class Version(_Spec, frozen=True, kw_only=True):
+    """One immutable version of a function, as stored."""
+
+    function: Name
+    version: str
+    spec: FunctionSpec
+    bundles: Bundles
+    abi: str
+    deployed_at_ms: int
+
+
+class RuntimeInfo(_Spec, frozen=True, kw_only=True):
+    """What a runner can run a runtime name with; published so that deploys can install for it."""
+
+    image: str
+    image_id: str
+    #: ``3.11``
+    python: str
+    #: ``x86_64`` or ``aarch64``
+    machine: str
+    #: ``glibc2.36``
+    libc: str
+
+    @property
+    def abi(self) -> str:
+        """``cp311-x86_64-glibc2.36``: enough to choose wheels."""
+        return f"cp{self.python.replace('.', '')}-{self.machine}-{self.libc}"
