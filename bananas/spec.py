@@ -108,8 +108,8 @@ class Deployment(_Spec, frozen=True, kw_only=True):
     def version(self) -> str:
         """The version id: 12 hex digits over sources, settings, requirements text and ABI.
 
-        The digest of the installed requirements is left out on purpose: the same text resolved a week later may give other
-        wheels, and that alone is not another version. A literal image id is left out because a base image made
+        The digest of the installed requirements is left out on purpose: the same text resolved a week later may
+        give other wheels, and that alone is not another version. The image id is left out because a base image made
         from the host has another id on each machine.
         """
         material = [self.bundles.code, self.bundles.requirements or "", self.abi]

@@ -1,0 +1,108 @@
+"""Every key in Redis: its name, type, members and lifetime. Nothing else builds a key in Python.
+
+All keys share the hash tag ``{bananas}``, so that one script may touch any of them on a cluster-enabled server.
+The price: one namespace lives in one slot, so a cluster gives high availability and not more speed.
+Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key from ``PREFIX`` and an id.
+
+| key (after the tag) | type | holds | lifetime |
+|---|---|---|---|
+| ``job:<id>`` | HASH | one job, see below | while live; then its result TTL |
+| ``lane:<pool>:<priority>`` | LIST | ids ready to run, oldest first | empties itself |
+| ``stride:<pool>`` | HASH | ``v`` virtual time; ``high normal low`` pass of each lane | for ever |
+| ``bell:<pool>`` | ZSET | one member while somebody should look at the pool | empties itself |
+| ``schedule`` | ZSET | id → due (Unix ms): delayed jobs and retries | empties itself |
+| ``leases`` | ZSET | id → lease deadline (Unix ms) | empties itself |
+| ``dead`` | ZSET | id → time of death (Unix ms) | 14 days, at most 100,000 |
+| ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
+| ``tomb:<id>`` | STRING | a record was here | 24 h |
+| ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
+| ``inbox:<runner>`` | LIST | ``cancel <id> <token>`` for one runner | 60 s after the last push |
+| ``counters`` | HASH | what /metrics sums up, see below | for ever |
+| ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
+| ``functions`` | SET | names | |
+| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while current; then 24 h |
+| ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; for ever once deployed |
+| ``pools`` | HASH | name → pool spec (JSON) | |
+| ``pools:rev`` | STRING | counts changes of ``pools`` | |
+| ``runtimes`` | HASH | name → RuntimeInfo (JSON) | last published |
+| ``runners`` | HASH | id → RunnerInfo (JSON) | swept when not seen for 60 s |
+| ``instance`` | STRING | id of this installation | for ever |
+
+A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
+losses starts runner claimed finished reason result error hist waiters`` and ``log:<token>`` per attempt that printed.
+Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
+text per line; ``waiters`` is one reply list per line.
+
+Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retries`` · ``dead:<reason>`` ·
+``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or
+``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``orphans`` ids
+without a record, met by a claim, a promotion or the reaper.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bananas.spec import Priority
+
+PREFIX: Final = "{bananas}:"
+
+SCHEDULE: Final = PREFIX + "schedule"
+LEASES: Final = PREFIX + "leases"
+DEAD: Final = PREFIX + "dead"
+DONE: Final = PREFIX + "done"
+COUNTERS: Final = PREFIX + "counters"
+FUNCTIONS: Final = PREFIX + "functions"
+POOLS: Final = PREFIX + "pools"
+POOLS_REV: Final = PREFIX + "pools:rev"
+RUNTIMES: Final = PREFIX + "runtimes"
+RUNNERS: Final = PREFIX + "runners"
+INSTANCE: Final = PREFIX + "instance"
+
+#: Upper bounds in ms of the duration histogram, as in the counter fields.
+DURATION_BUCKETS_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
+
+
+def job(job_id: str) -> str:
+    """HASH of one job."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def tomb(job_id: str) -> str:
+    """STRING that remembers an expired record."""
+    return f"{PREFIX}tomb:{job_id}"
+
+
+def lane(pool: str, priority: Priority) -> str:
+    """LIST of ready ids."""
+    return f"{PREFIX}lane:{pool}:{priority}"
+
+
+def bell(pool: str) -> str:
+    """ZSET that idle runners block on."""
+    return f"{PREFIX}bell:{pool}"
+
+
+def reply(process: str) -> str:
+    """LIST of one gateway process."""
+    return f"{PREFIX}reply:{process}"
+
+
+def inbox(runner: str) -> str:
+    """LIST of one runner."""
+    return f"{PREFIX}inbox:{runner}"
+
+
+def function(name: str) -> str:
+    """HASH of a function's current version."""
+    return f"{PREFIX}fn:{name}"
+
+
+def version(name: str, version_id: str) -> str:
+    """STRING of one version."""
+    return f"{PREFIX}version:{name}@{version_id}"
+
+
+def bundle(sha256: str) -> str:
+    """STRING of one archive."""
+    return f"{PREFIX}bundle:{sha256}"

@@ -1,0 +1,250 @@
+"""What is deployed and who is there: versions, bundles, pools, runtimes and runners, in Redis.
+
+A version is immutable and content-addressed; switching a function to another one is a single HSET, which
+``enqueue.lua`` reads in the same step in which it creates a job. So every job runs the version that was current when it
+was accepted, and no request ever sees half a deploy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+
+import msgspec
+
+from bananas import errors, keys
+from bananas.redis_client import Connections
+from bananas.settings import LIMITS
+from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
+
+#: A runner that was not seen for this long is gone from the list.
+RUNNER_TTL_S = 60
+#: A runner not seen for this long does not count as live.
+RUNNER_LIVE_S = 15
+#: Versions that are not current any more stay this long, so that queued jobs keep theirs.
+_OLD_VERSION_S = 24 * 3600
+
+
+class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner says of itself, every few seconds."""
+
+    id: str
+    host: str
+    pid: int
+    #: Empty: it serves every pool.
+    pools: tuple[str, ...] = ()
+    started_at_ms: int
+    seen_at_ms: int
+    #: Attempts in flight.
+    busy: int = 0
+    #: ``pool/state`` → how many sandboxes.
+    sandboxes: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def serves(self, pool: str) -> bool:
+        """True when it takes jobs of that pool."""
+        return not self.pools or pool in self.pools
+
+
+class Registry:
+    """All operations on what is deployed."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._redis = connections.commands
+
+    # -- bundles ----------------------------------------------------------------------------------------------
+
+    def put_bundle(self, sha256: str, data: bytes) -> bool:
+        """Store an archive under its digest; False when it was there. Raises InvalidRequest on another digest."""
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != sha256:
+            raise errors.InvalidRequest(f"the body's SHA-256 is {actual}, not {sha256}; send it again")
+        with self._connections.guard():
+            return bool(self._redis.set(keys.bundle(sha256), data, ex=LIMITS.orphan_bundle_s, nx=True))
+
+    def has_bundle(self, sha256: str) -> bool:
+        """True when the archive is here; if no version refers to it yet, its time starts anew."""
+        key = keys.bundle(sha256)
+        with self._connections.guard():
+            ttl = self._redis.ttl(key)
+            # 1 s of margin: one that is about to go is sent again instead of being found missing at the deploy.
+            return ttl == -1 or (ttl > 1 and bool(self._redis.expire(key, LIMITS.orphan_bundle_s)))
+
+    def get_bundle(self, sha256: str) -> bytes:
+        """The archive; raises UnknownBundle."""
+        with self._connections.guard():
+            data = self._redis.get(keys.bundle(sha256))
+        if data is None:
+            raise errors.UnknownBundle(f"bundle {sha256} is not in Redis; deploy the function again")
+        return bytes(data)
+
+    # -- functions --------------------------------------------------------------------------------------------
+
+    def deploy(self, name: str, deployment: Deployment) -> tuple[Version, bool]:
+        """Make this the current version of ``name``; returns it and whether anything changed.
+
+        Raises UnknownBundle when an archive is missing, UnknownPool when a pool is.
+        """
+        spec, bundles = deployment.spec, deployment.bundles
+        version = deployment.version()
+        wanted = [sha for sha in (bundles.code, bundles.deps) if sha]
+        with self._connections.guard():
+            if self._redis.hget(keys.function(name), "version") == version.encode():
+                return self.current(name), False
+            for sha in wanted:
+                self._redis.persist(keys.bundle(sha))
+                if not self._redis.exists(keys.bundle(sha)):
+                    raise errors.UnknownBundle(f"bundle {sha} was not uploaded; PUT /bundles/{sha} first")
+            known_pools = {"default", *self.pools()}
+            for pool in (spec.pool, *spec.allow_pools):
+                if pool not in known_pools:
+                    raise errors.UnknownPool(
+                        f"pool {pool!r} of function {name!r} does not exist; PUT /pools/{pool} first"
+                    )
+            record = Version(
+                function=name,
+                version=version,
+                spec=spec,
+                bundles=bundles,
+                abi=deployment.abi,
+                deployed_at_ms=time.time_ns() // 1_000_000,
+            )
+            self._switch(record)
+        return record, True
+
+    def _switch(self, record: Version) -> None:
+        spec = record.spec
+        previous = self._redis.hget(keys.function(record.function), "version")
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(keys.version(record.function, record.version), record.encode())
+        pipe.sadd(keys.FUNCTIONS, record.function)
+        pipe.hset(
+            keys.function(record.function),
+            mapping={
+                "version": record.version,
+                "pool": spec.pool,
+                "priority": spec.priority,
+                "timeout": spec.timeout_ms,
+                "maxr": spec.retries.max,
+                "retry": spec.retries.encode(),
+                "ttl": spec.result_ttl_ms,
+                "allow": ",".join(spec.allow_pools),
+            },
+        )
+        if previous and previous.decode() != record.version:
+            pipe.expire(keys.version(record.function, previous.decode()), _OLD_VERSION_S)
+        pipe.execute()
+
+    def current(self, name: str) -> Version:
+        """The version that new jobs get; raises UnknownFunction."""
+        with self._connections.guard():
+            version = self._redis.hget(keys.function(name), "version")
+        if version is None:
+            raise errors.UnknownFunction(f"no function {name!r} is deployed", function=name)
+        return self.version(name, version.decode())
+
+    def version(self, name: str, version: str) -> Version:
+        """One version; raises UnknownFunction when it is not kept any more."""
+        with self._connections.guard():
+            raw = self._redis.get(keys.version(name, version))
+        if raw is None:
+            raise errors.UnknownFunction(f"version {version} of function {name!r} is not kept any more", function=name)
+        return msgspec.json.decode(raw, type=Version)
+
+    def names(self) -> list[str]:
+        """Every deployed function, sorted."""
+        with self._connections.guard():
+            return sorted(name.decode() for name in self._redis.smembers(keys.FUNCTIONS))
+
+    def versions(self) -> list[Version]:
+        """The current version of every function, by name."""
+        out = []
+        for name in self.names():
+            try:
+                out.append(self.current(name))
+            except errors.UnknownFunction:
+                continue  # removed between the two reads
+        return out
+
+    def remove(self, name: str) -> bool:
+        """Take a function away: new jobs are refused, queued ones still run. False when it was not there."""
+        with self._connections.guard():
+            version = self._redis.hget(keys.function(name), "version")
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.delete(keys.function(name))
+            pipe.srem(keys.FUNCTIONS, name)
+            if version:
+                pipe.expire(keys.version(name, version.decode()), _OLD_VERSION_S)
+            pipe.execute()
+        return version is not None
+
+    # -- pools, runtimes, runners -----------------------------------------------------------------------------
+
+    def put_pool(self, name: str, spec: PoolSpec) -> bool:
+        """Create or change a pool; False when it already was like that."""
+        raw = spec.encode()
+        with self._connections.guard():
+            if self._redis.hget(keys.POOLS, name) == raw:
+                return False
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(keys.POOLS, name, raw)
+            pipe.incr(keys.POOLS_REV)
+            pipe.execute()
+        return True
+
+    def pools(self) -> dict[str, PoolSpec]:
+        """Every pool; ``default`` is always among them."""
+        with self._connections.guard():
+            raw = self._redis.hgetall(keys.POOLS)
+        pools = {name.decode(): msgspec.json.decode(text, type=PoolSpec) for name, text in raw.items()}
+        pools.setdefault("default", PoolSpec())
+        return dict(sorted(pools.items()))
+
+    def publish_runtimes(self, runtimes: dict[str, RuntimeInfo]) -> None:
+        """Say what this installation's runners can run."""
+        if runtimes:
+            with self._connections.guard():
+                self._redis.hset(keys.RUNTIMES, mapping={name: info.encode() for name, info in runtimes.items()})
+
+    def runtimes(self) -> dict[str, RuntimeInfo]:
+        """What runners last said they can run, by runtime name."""
+        with self._connections.guard():
+            raw = self._redis.hgetall(keys.RUNTIMES)
+        return {name.decode(): msgspec.json.decode(text, type=RuntimeInfo) for name, text in sorted(raw.items())}
+
+    def announce(self, runner: RunnerInfo) -> None:
+        """Tell that a runner is alive."""
+        with self._connections.guard():
+            self._redis.hset(keys.RUNNERS, runner.id, msgspec.json.encode(runner))
+
+    def retire(self, runner_id: str) -> None:
+        """Tell that a runner is leaving."""
+        with self._connections.guard():
+            self._redis.hdel(keys.RUNNERS, runner_id)
+
+    def runners(self) -> list[RunnerInfo]:
+        """Runners seen lately, oldest first; those not seen for a minute are dropped from the list for good."""
+        with self._connections.guard():
+            now_ms = self._now_ms()
+            infos = [msgspec.json.decode(raw, type=RunnerInfo) for raw in self._redis.hvals(keys.RUNNERS)]
+            gone = [info.id for info in infos if info.seen_at_ms < now_ms - RUNNER_TTL_S * 1000]
+            if gone:
+                self._redis.hdel(keys.RUNNERS, *gone)
+        live = [info for info in infos if info.seen_at_ms >= now_ms - RUNNER_LIVE_S * 1000]
+        return sorted(live, key=lambda info: (info.started_at_ms, info.id))
+
+    def now_ms(self) -> int:
+        """Unix ms of Redis, for ``seen_at_ms``: runners' own clocks may differ."""
+        with self._connections.guard():
+            return self._now_ms()
+
+    def _now_ms(self) -> int:
+        seconds, micros = self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def instance(self) -> str:
+        """The id of this installation: 8 hex digits, made on first use, the same for every process on this Redis."""
+        with self._connections.guard():
+            self._redis.set(keys.INSTANCE, uuid.uuid4().hex[:8], nx=True)
+            return str(self._redis.get(keys.INSTANCE).decode())

@@ -1,0 +1,38 @@
+"""The Lua scripts of the queue, one transition each, and how they are called.
+
+EVALSHA is addressed by content, so old and new runners coexist on one server during an upgrade. A server that
+does not know a script (fresh, or after SCRIPT FLUSH) is sent its text once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Any, Final
+
+import redis
+
+NAMES: Final = ("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep")
+
+
+class Script:
+    """One script with the shared library in front of it."""
+
+    def __init__(self, name: str) -> None:
+        folder = resources.files(__name__)
+        library = folder.joinpath("_lib.lua").read_text("utf-8")
+        self.text = library + folder.joinpath(f"{name}.lua").read_text("utf-8")
+        # Redis itself addresses scripts by SHA-1; nothing here depends on its strength.
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+        """Run it; returns what the script returns, undecoded."""
+        try:
+            return client.evalsha(self.sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *args)
+
+
+def load() -> dict[str, Script]:
+    """All scripts by name."""
+    return {name: Script(name) for name in NAMES}

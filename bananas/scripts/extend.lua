@@ -1,0 +1,15 @@
+-- Extend the leases of all attempts that a runner has in flight.
+--
+-- KEYS     the fixed keys (see _lib.lua)
+-- ARGV     1 prefix, 2 lease ms, then id, token per attempt
+-- derived  job:<id> HASH (read)
+-- returns  {1|0 per attempt}: 0 means that the attempt is not the job's any more and must be ended, unreported
+local now, lease_ms = now_ms(), tonumber(ARGV[2])
+local out = {}
+for i = 3, #ARGV, 2 do
+  local id, token = ARGV[i], ARGV[i + 1]
+  local mine = redis.call('HGET', job_key(id), 'token') == token and redis.call('ZSCORE', K.leases, id)
+  if mine then redis.call('ZADD', K.leases, 'XX', now + lease_ms, id) end
+  out[#out + 1] = mine and 1 or 0
+end
+return out

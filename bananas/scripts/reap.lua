@@ -1,0 +1,36 @@
+-- Take jobs back whose lease has run out: their runner is gone or cannot reach Redis. Each goes to the head of its
+-- lane at once without using a retry; the one that has lost its runner too often is poisoned.
+--
+-- KEYS     the fixed keys (see _lib.lua)
+-- ARGV     1 prefix, 2 most jobs to take, 3 losses until poisoned, 4 push bytes, 5 reply list length, 6 history lines,
+--          7 dead letter ttl ms
+-- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, reply lists
+-- returns  {returned, poisoned}
+local now = now_ms()
+local returned, poisoned = 0, 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
+  redis.call('ZREM', K.leases, id)
+  local key = job_key(id)
+  local j = redis.call('HMGET', key, 'fn', 'pool', 'prio', 'token', 'runner', 'claimed')
+  if j[1] then
+    local losses = redis.call('HINCRBY', key, 'losses', 1)
+    local message = 'runner ' .. j[5] .. ' did not extend its lease'
+    local err = cjson.encode({type = 'Lost', message = message})
+    local attempt = '{"token":' .. j[4] .. ',"outcome":"lost","runner":' .. cjson.encode(j[5]) ..
+      ',"started_at_ms":' .. j[6] .. ',"error":' .. err .. '}'
+    remember(key, attempt, '', tonumber(ARGV[6]))
+    count('outcome:' .. j[1] .. ':lost')
+    if losses >= tonumber(ARGV[3]) then
+      poisoned = poisoned + 1
+      finish(id, {now = now, state = 'failed', reason = 'poisoned', result = '', error = err, attempt = attempt,
+        ttl = tonumber(ARGV[7]), push_bytes = tonumber(ARGV[4]), reply_list = tonumber(ARGV[5])})
+    else
+      returned = returned + 1
+      redis.call('HSET', key, 'state', 'pending', 'enqueued', now)
+      lane_push(j[2], j[3], id, true)
+    end
+  else
+    count('orphans')
+  end
+end
+return {returned, poisoned}
