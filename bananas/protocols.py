@@ -104,8 +104,8 @@ class Sandbox(Protocol):
     id: str
     profile: SandboxProfile
 
-    def bind(self, binding: Binding, timeout_s: float) -> float:
-        """Load the function; returns the init time in ms.
+    def bind(self, binding: Binding, timeout_s: float, on_log: Callable[[bytes], None]) -> float:
+        """Load the function; returns the init time in ms. What it prints meanwhile goes to ``on_log``.
 
         Raises HandlerLoadError when the code cannot be loaded, TimeoutError at the deadline, SandboxDied or
         ProtocolError otherwise.
@@ -114,6 +114,11 @@ class Sandbox(Protocol):
 
     def invoke(self, call: Invocation, on_log: Callable[[bytes], None]) -> CallReply:
         """Run one call. Raises TimeoutError at the deadline, SandboxDied or ProtocolError otherwise."""
+        ...
+
+    def interrupt(self) -> None:
+        """End it from another greenlet, at once: whoever waits in ``bind`` or ``invoke`` gets SandboxDied. Its owner
+        still calls ``terminate``."""
         ...
 
     def terminate(self, on_log: Callable[[bytes], None] | None = None) -> ExitInfo:

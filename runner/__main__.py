@@ -1,0 +1,49 @@
+"""``python -m runner``: a runner process. ``python -m runner images …``: the base images (see ``runner.images``)."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import logging  # noqa: E402 - everything below must see the patched standard library
+import signal  # noqa: E402
+import sys  # noqa: E402
+
+import gevent  # noqa: E402
+
+from bananas.errors import BananasError  # noqa: E402
+from bananas.settings import Settings  # noqa: E402
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0 after a clean shutdown, 1 when it could not start or a role died."""
+    if argv[:1] == ["images"]:
+        from runner import images
+
+        return images.main(argv[1:])
+    if argv:
+        print(f"error: python -m runner takes no arguments but images, got {argv}", file=sys.stderr)
+        return 2
+    from runner.supervisor import Supervisor, describe_start, start_problem
+
+    try:
+        settings = Settings.from_env()
+        if problem := start_problem(settings):
+            print(f"error: {problem}", file=sys.stderr)
+            return 1
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+        )
+        logging.getLogger(__name__).info("starting %s", describe_start(settings))
+        supervisor = Supervisor(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, supervisor.stop)
+        return supervisor.run()
+    except BananasError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""The runner's cache of unpacked bundles, by digest, and their way into a sandbox's directory.
+
+Files are linked, not copied, from the cache: a bundle of thousands of files costs milliseconds and no space. The
+sandbox sees them through a read-only mount, so the cache cannot be changed from inside.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from bananas.errors import DeployError
+from bananas.pack import unpack
+
+log = logging.getLogger(__name__)
+
+#: Unpacked bundles kept on disk; the least lately used go first.
+CACHE_BYTES = 4 * 1024**3
+
+
+class BundleCache:
+    """Unpacked bundles below one directory."""
+
+    def __init__(self, directory: Path, fetch: Callable[[str], bytes]) -> None:
+        """``fetch`` gets an archive by its SHA-256; raises UnknownBundle."""
+        self._directory = directory
+        self._fetch = fetch
+        self._locks: dict[str, BoundedSemaphore] = {}
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def ensure(self, sha256: str) -> Path:
+        """The folder with the bundle's files; fetched, checked and unpacked once, however many ask."""
+        target = self._directory / sha256
+        lock = self._locks.setdefault(sha256, BoundedSemaphore(1))
+        with lock:
+            if not target.is_dir():
+                data = self._fetch(sha256)
+                # Unpacking is CPU work: on a thread, so that heartbeats go on.
+                gevent.get_hub().threadpool.apply(self._unpack, (sha256, data, target))
+            os.utime(target)
+        return target
+
+    def link_into(self, sha256: str, destination: Path) -> None:
+        """Make the bundle's files appear in ``destination``, which must not exist."""
+        source = self.ensure(sha256)
+        gevent.get_hub().threadpool.apply(link_tree, (source, destination))
+
+    def prune(self, most_bytes: int = CACHE_BYTES) -> int:
+        """Drop the least lately used bundles over ``most_bytes``; returns how many. Linked files live on."""
+        entries = [path for path in self._directory.iterdir() if path.is_dir() and len(path.name) == 64]
+        entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        total, dropped = 0, 0
+        for path in entries:
+            total += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+            if total > most_bytes:
+                log.info("bundle cache: dropping %s", path.name)
+                shutil.rmtree(path)
+                dropped += 1
+        return dropped
+
+    def _unpack(self, sha256: str, data: bytes, target: Path) -> None:
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != sha256:
+            raise DeployError(f"bundle {sha256} in Redis has the digest {actual}; deploy the function again")
+        partial = target.with_name(f"{sha256}.{os.getpid()}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            unpack(data, partial)
+            partial.rename(target)
+        except OSError as e:
+            # Another runner on this host was quicker: its copy is as good.
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def link_tree(source: Path, destination: Path) -> None:
+    """Hard-link every file of ``source`` to the new folder ``destination``; copies across file systems."""
+
+    def link(src: str, dst: str) -> None:
+        try:
+            os.link(src, dst)
+        except OSError as e:
+            if e.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                raise
+            shutil.copyfile(src, dst)
+            shutil.copymode(src, dst)
+
+    shutil.copytree(source, destination, copy_function=link)

@@ -1,0 +1,66 @@
+"""What this runner knows of functions and runtimes: versions by id, images by runtime name, profiles for both.
+
+Versions are immutable, so they are read from Redis once. Runtimes are what the engine has right now; they are looked up
+again when one is missing, so that an image built after the start is found.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from bananas.errors import ImageMissing
+from bananas.protocols import SandboxProfile
+from bananas.spec import PoolSpec, RuntimeInfo, Version
+from runner.pool import profile_of
+
+log = logging.getLogger(__name__)
+
+_MAX_VERSIONS = 2000
+
+
+class Catalog:
+    """See the module."""
+
+    def __init__(
+        self, fetch_version: Callable[[str, str], Version], discover: Callable[[], dict[str, RuntimeInfo]]
+    ) -> None:
+        """``fetch_version`` raises UnknownFunction; ``discover`` raises EngineUnavailable."""
+        self._fetch_version = fetch_version
+        self._discover = discover
+        self._versions: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self.runtimes: dict[str, RuntimeInfo] = {}
+        self.pools: dict[str, PoolSpec] = {}
+
+    def version(self, function: str, version: str) -> Version:
+        """One version of a function."""
+        key = (function, version)
+        if key in self._versions:
+            self._versions.move_to_end(key)
+            return self._versions[key]
+        found = self._versions[key] = self._fetch_version(function, version)
+        if len(self._versions) > _MAX_VERSIONS:
+            self._versions.popitem(last=False)
+        return found
+
+    def refresh_runtimes(self) -> None:
+        """See which runtimes the engine can run now."""
+        found = self._discover()
+        if found != self.runtimes:
+            self.runtimes = found
+            names = ", ".join(f"{name} ({info.image}, {info.abi})" for name, info in found.items())
+            log.info("runtimes: %s", names or "none; `bananas images build` makes the default one")
+
+    def profile(self, pool: str, version: Version) -> SandboxProfile:
+        """The profile of a stem that may serve the version in the pool; raises ImageMissing."""
+        runtime = version.spec.runtime
+        if runtime not in self.runtimes:
+            self.refresh_runtimes()
+        if runtime not in self.runtimes:
+            raise ImageMissing(
+                f"no image for runtime {runtime!r} of function {version.function!r} on this engine; "
+                "`bananas images build` makes the default one"
+            )
+        info = self.runtimes[runtime]
+        return profile_of(pool, self.pools.get(pool, PoolSpec()), info.image, info.image_id)

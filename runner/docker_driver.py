@@ -1,0 +1,150 @@
+"""The Docker Engine, behind the few calls that sandboxes need. With ``images.py`` the only user of the Docker SDK.
+
+The hardened profile is decided here and nowhere else: no network, no capabilities, no new privileges, uid 65534,
+read-only root, sized tmpfs, bounded memory, CPU, processes and descriptors, and an environment of its own. The lists
+are allow-lists: nothing from ``bananas.yaml`` reaches the engine except the numbers of ``SandboxProfile``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import LogConfig, Ulimit
+
+from bananas.errors import EngineUnavailable, ImageMissing, SandboxStartError
+from bananas.protocols import SandboxProfile
+
+log = logging.getLogger(__name__)
+
+#: Everything the engine does for us is quick; an engine that takes longer is in trouble.
+ENGINE_TIMEOUT_S = 30
+LABEL_INSTANCE = "bananas.instance"
+LABEL_RUNNER = "bananas.runner"
+LABEL_POOL = "bananas.pool"
+MOUNT = "/run/bananas"
+SANDBOX_UID = 65534
+_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - inside the sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """What the engine says of a container that ended."""
+
+    status: int
+    oom: bool
+
+
+@contextmanager
+def _translate(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageNotFound as e:
+        raise ImageMissing(f"{doing}: {e.explanation}; `bananas images build` makes the default image") from e
+    except APIError as e:
+        raise SandboxStartError(f"{doing}: the engine answered {e.status_code}: {e.explanation}") from e
+    except (DockerException, requests.RequestException, OSError) as e:
+        raise EngineUnavailable(f"{doing}: the Docker Engine does not answer ({e}); is it running?") from e
+
+
+class Engine:
+    """One connection pool to the engine named by DOCKER_HOST or the usual socket."""
+
+    def __init__(self, client: Any | None = None) -> None:
+        with _translate("connecting"):
+            self.client: Any = client or docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
+            info = self.client.info()
+        self._api = self.client.api
+        self._cpus = float(info["NCPU"])
+
+    def create(
+        self,
+        profile: SandboxProfile,
+        directory: Path,
+        command: list[str],
+        labels: dict[str, str],
+        extra_hosts: dict[str, str],
+    ) -> str:
+        """Create and start a container with ``directory`` at /run/bananas; returns its id."""
+        host = self._api.create_host_config(
+            network_mode="none",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            read_only=True,
+            init=True,
+            ipc_mode="private",
+            binds={str(directory): {"bind": MOUNT, "mode": "ro"}},
+            tmpfs={
+                "/tmp": f"size={profile.tmp_mb}m,mode=1777,nosuid,nodev",  # noqa: S108 - inside the sandbox
+                "/run/secrets": f"size=1m,mode=0700,uid={SANDBOX_UID},nosuid,nodev,noexec",
+            },
+            mem_limit=f"{profile.memory_mb}m",
+            memswap_limit=f"{profile.memory_mb}m",
+            nano_cpus=int(min(profile.cpus, self._cpus) * 1e9),
+            pids_limit=profile.pids,
+            ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="core", soft=0, hard=0)],
+            extra_hosts=extra_hosts or None,
+            log_config=LogConfig(type="none"),
+        )
+        with _translate(f"creating a sandbox of pool {profile.pool!r}"):
+            container = self._api.create_container(
+                profile.image_id,
+                command=command,
+                user=f"{SANDBOX_UID}:{SANDBOX_UID}",
+                environment=_ENV,
+                working_dir="/",
+                hostname="sandbox",
+                labels=labels,
+                host_config=host,
+                stdin_open=False,
+            )
+            container_id = str(container["Id"])
+        try:
+            with _translate(f"starting a sandbox of pool {profile.pool!r}"):
+                self._api.start(container_id)
+        except Exception:
+            self.remove(container_id)
+            raise
+        return container_id
+
+    def wait_exit(self, container_id: str, timeout_s: int) -> Exited | None:
+        """How the container ended, waiting up to ``timeout_s``; None when it still runs or is gone."""
+        try:
+            self._api.wait(container_id, timeout=timeout_s)
+            state = self._api.inspect_container(container_id)["State"]
+        except NotFound:
+            return None
+        except (requests.RequestException, DockerException) as e:
+            log.info("no exit status of container %s: %s", container_id[:12], e)
+            return None
+        return Exited(int(state["ExitCode"]), bool(state["OOMKilled"]))
+
+    def remove(self, container_id: str) -> None:
+        """Kill and remove it; a container that is gone is fine. Raises EngineUnavailable."""
+        try:
+            with _translate(f"removing container {container_id[:12]}"):
+                self._api.remove_container(container_id, force=True, v=True)
+        except (SandboxStartError, ImageMissing) as e:
+            # 404: gone; 409: its removal is under way.
+            cause = e.__cause__
+            if not isinstance(cause, APIError) or cause.status_code not in (404, 409):
+                raise EngineUnavailable(str(e)) from e
+
+    def sandboxes(self, instance: str) -> dict[str, str]:
+        """Every container of this installation, running or not: id → runner."""
+        with _translate("listing sandboxes"):
+            found = self._api.containers(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"})
+        return {str(c["Id"]): str(c["Labels"].get(LABEL_RUNNER, "")) for c in found}
+
+
+def describe() -> str:
+    """The engine's address, for messages."""
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"

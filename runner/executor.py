@@ -1,0 +1,216 @@
+"""One attempt: get a sandbox, send the call, wait until the deadline, say how it ended.
+
+Decides the *outcome* of an attempt; what that means for the job is ``bananas.retry``. Never talks to Redis: versions
+come from a callable, the settlement goes back to the worker. An attempt whose lease is lost is ended, not reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from bananas import retry
+from bananas.errors import (
+    BananasError,
+    DeployError,
+    EngineUnavailable,
+    ProtocolError,
+    RedisUnavailable,
+    RequestError,
+    SandboxDied,
+    SandboxError,
+)
+from bananas.job import Attempt, Claim, Outcome, Settlement
+from bananas.protocols import Binding, CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
+from bananas.settings import LIMITS
+from bananas.spec import Version
+from runner.pool import SandboxPool, Slot
+
+log = logging.getLogger(__name__)
+
+GetVersion = Callable[[str, str], Version]
+GetProfile = Callable[[str, Version], SandboxProfile]
+
+
+class LogBuffer:
+    """What an attempt prints, up to the cap; the shim has the same cap, so going over it here means a forged frame."""
+
+    def __init__(self, cap_bytes: int = LIMITS.log_bytes) -> None:
+        self._cap_bytes = cap_bytes
+        self._parts = bytearray()
+        self.truncated = False
+
+    def __call__(self, data: bytes) -> None:
+        """Take a piece of output."""
+        room = self._cap_bytes - len(self._parts)
+        self._parts += data[:room]
+        # The shim reports a cut by a frame without data.
+        self.truncated = self.truncated or len(data) > room or not data
+
+    def text(self) -> bytes:
+        """Everything kept."""
+        return bytes(self._parts)
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """An attempt in flight, as the heartbeat and the inbox see it."""
+
+    claim: Claim
+    #: Monotonic seconds of the last moment at which the lease was known to stand.
+    lease_seen_s: float
+    slot: Slot | None = None
+    logs: LogBuffer = field(default_factory=LogBuffer)
+    #: Why it must end without a report; empty while it may go on.
+    abandoned: str = ""
+    #: True when it goes back to the queue because the runner shuts down.
+    handed_back: bool = False
+    #: True once it has given its sandbox back: only its report is still on the way.
+    over: bool = False
+    started_at_ms: int = 0
+
+    def abandon(self, why: str) -> None:
+        """End it: the sandbox dies now, the greenlet that runs the attempt notices and reports nothing."""
+        self.abandoned = self.abandoned or why
+        if not self.over and self.slot is not None and self.slot.sandbox is not None:
+            self.slot.sandbox.interrupt()
+
+
+class Executor:
+    """Runs attempts, each in the greenlet of its caller."""
+
+    def __init__(self, runner: str, versions: GetVersion, profiles: GetProfile, clock: Clock, rng: Random) -> None:
+        self._runner = runner
+        self._versions = versions
+        self._profiles = profiles
+        self._clock = clock
+        self._rng = rng
+
+    def run(self, running: Running, pool: SandboxPool) -> Settlement | None:
+        """The attempt from claim to settlement; None when its lease was lost meanwhile."""
+        claim = running.claim
+        running.started_at_ms = self._clock.now_ms()
+        began = time.monotonic()
+        timings: dict[str, float] = {"queued_ms": float(max(0, claim.claimed_at_ms - claim.enqueued_at_ms))}
+        reply: CallReply | None = None
+        error: dict[str, Any] | None = None
+        try:
+            version = self._versions(claim.function, claim.version)
+            reply = self._call(running, pool, version, timings)
+            outcome, error = _outcome_of(reply)
+        except HandlerLoadError as e:
+            outcome, error = Outcome.ERROR, e.error
+        except (TimeoutError, SandboxDied, ProtocolError) as e:
+            outcome, error = self._sandbox_failed(running, pool, e)
+        except (SandboxError, EngineUnavailable, RedisUnavailable, RequestError, DeployError) as e:
+            outcome, error = Outcome.START, _as_error(e)
+        finally:
+            self._give_back(running, pool, reply)
+        timings["total_ms"] = (time.monotonic() - began) * 1000 + timings["queued_ms"]
+        if running.handed_back and reply is None:
+            outcome, error = Outcome.HANDED_BACK, None
+        elif running.abandoned and not running.handed_back:
+            log.info("attempt ended unreported job=%s token=%d reason=%s", claim.id, claim.token, running.abandoned)
+            return None
+        return self._settlement(running, outcome, error, reply, timings)
+
+    def _call(self, running: Running, pool: SandboxPool, version: Version, timings: dict[str, float]) -> CallReply:
+        claim, spec = running.claim, version.spec
+        binding = Binding(
+            function=version.function,
+            version=version.version,
+            handler=spec.handler,
+            code=version.bundles.code,
+            deps=version.bundles.deps,
+            env=dict(spec.env),
+        )
+        profile = self._profiles(pool.name, version)
+        slot = running.slot = pool.acquire(profile, binding, spec.max_uses)
+        timings["wait_sandbox_ms"] = slot.wait_ms
+        if running.abandoned or slot.sandbox is None:
+            raise SandboxDied("abandoned")
+        slot.uses += 1
+        try:
+            pool.bind(slot, binding, spec.init_timeout_ms / 1000, running.logs)
+        except TimeoutError as e:
+            raise TimeoutError(f"loading the code took longer than init_timeout ({spec.init_timeout_ms} ms)") from e
+        timings["init_ms"] = slot.init_ms
+        call = Invocation(claim.token, claim.id, claim.failures + 1, claim.payload, claim.timeout_ms / 1000)
+        sent = time.monotonic()
+        try:
+            return slot.sandbox.invoke(call, running.logs)
+        except TimeoutError as e:
+            raise TimeoutError(f"the attempt took longer than its timeout ({claim.timeout_ms} ms)") from e
+        finally:
+            timings["run_ms"] = (time.monotonic() - sent) * 1000
+
+    def _sandbox_failed(self, running: Running, pool: SandboxPool, cause: Exception) -> tuple[Outcome, dict[str, Any]]:
+        """The sandbox must go, and everything in it is dead before this is reported."""
+        info = ExitInfo()
+        if running.slot is not None:
+            info = pool.destroy(running.slot, type(cause).__name__, running.logs)
+        if isinstance(cause, TimeoutError):
+            return Outcome.TIMEOUT, {"type": "Timeout", "message": str(cause)}
+        if info.oom:
+            limit = f"{pool.spec.memory_mb} MiB (pool {pool.name!r})"
+            return Outcome.OOM, {
+                "type": "OutOfMemory",
+                "message": f"the function used more memory than its limit of {limit}",
+            }
+        if isinstance(cause, ProtocolError):
+            return Outcome.CRASHED, {"type": "ProtocolViolation", "message": str(cause)}
+        message = f"the function's process {info.describe()} before it answered"
+        return Outcome.CRASHED, {"type": "Crashed", "message": message}
+
+    def _give_back(self, running: Running, pool: SandboxPool, reply: CallReply | None) -> None:
+        running.over = True
+        if running.slot is None:
+            return
+        if reply is not None:
+            pool.release(running.slot, reusable=reply.reusable and not running.abandoned, why_not=reply.why_not)
+        else:
+            pool.release(running.slot, reusable=False, why_not="failed")
+
+    def _settlement(
+        self,
+        running: Running,
+        outcome: Outcome,
+        error: dict[str, Any] | None,
+        reply: CallReply | None,
+        timings: dict[str, float],
+    ) -> Settlement:
+        claim, slot, logs = running.claim, running.slot, running.logs.text()
+        retry_after = (error or {}).get("retry_after_s")
+        decision = retry.decide(
+            outcome, claim.retries, claim.failures, claim.starts, self._rng, retry_after_s=retry_after
+        )
+        attempt = Attempt(
+            token=claim.token,
+            outcome=outcome,
+            runner=self._runner,
+            started_at_ms=running.started_at_ms,
+            start=slot.start if slot else None,
+            start_reason=(slot.reason or None) if slot else None,
+            sandbox=slot.sandbox.id if slot and slot.sandbox else None,
+            nth_use=slot.uses if slot else 0,
+            timings={name: round(value, 3) for name, value in timings.items()},
+            error=error,
+            log_bytes=len(logs),
+            log_truncated=running.logs.truncated,
+        )
+        result = reply.result if reply is not None and outcome is Outcome.OK else None
+        return Settlement(claim, attempt, decision, result or b"", logs)
+
+
+def _outcome_of(reply: CallReply) -> tuple[Outcome, dict[str, Any] | None]:
+    if reply.error is None:
+        return Outcome.OK, None
+    return (Outcome.PERMANENT if reply.error.get("permanent") else Outcome.ERROR), reply.error
+
+
+def _as_error(e: BananasError) -> dict[str, Any]:
+    return {"type": type(e).__name__, "message": str(e)}

@@ -1,0 +1,108 @@
+"""Keeps the leases of running attempts alive, and ends those attempts whose lease is lost.
+
+Two roles, so that a call to Redis that hangs cannot delay the second: the *heartbeat* extends all leases in one call
+three times within a lease; the *fence* ends attempts that could not be extended for 5/6 of a lease, before another
+runner may get them. No user code runs in this process, so neither can be held up by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from bananas.queue import Queue
+from runner.executor import Running
+from runner.service import PeriodicService
+
+log = logging.getLogger(__name__)
+
+#: A beat that is late by more than this means that something held the event loop.
+_LAG_WARN_S = 1.0
+
+
+class InFlight:
+    """The attempts of this runner whose jobs are leased: running, or with a report still on the way."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[tuple[str, int], Running] = {}
+
+    def add(self, running: Running) -> None:
+        """A claim begins."""
+        self._attempts[running.claim.id, running.claim.token] = running
+
+    def remove(self, job_id: str, token: int) -> None:
+        """Its settlement arrived, or it was given up."""
+        self._attempts.pop((job_id, token), None)
+
+    def get(self, job_id: str, token: int) -> Running | None:
+        """The attempt, if it is here."""
+        return self._attempts.get((job_id, token))
+
+    def all(self) -> list[Running]:
+        """A snapshot."""
+        return list(self._attempts.values())
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+
+class Heartbeat(PeriodicService):
+    """Extends every lease, in one call."""
+
+    name = "heartbeat"
+
+    def __init__(
+        self,
+        on_crash: Callable[[str, BaseException], None],
+        queue: Queue,
+        in_flight: InFlight,
+        lease_s: float,
+        period_s: float,
+    ) -> None:
+        super().__init__(on_crash, period_s)
+        self._queue = queue
+        self._in_flight = in_flight
+        self._lease_ms = round(lease_s * 1000)
+
+    def run_once(self) -> float | None:
+        """One beat."""
+        attempts = self._in_flight.all()
+        if not attempts:
+            return None
+        sent_s = time.monotonic()
+        flags = self._queue.extend(self._lease_ms, [(a.claim.id, a.claim.token) for a in attempts])
+        for attempt, stands in zip(attempts, flags, strict=True):
+            if stands:
+                attempt.lease_seen_s = sent_s
+            elif self._in_flight.get(attempt.claim.id, attempt.claim.token) is attempt and not attempt.over:
+                attempt.abandon("lease lost")
+        return None
+
+    def pause(self, seconds: float) -> None:
+        """Measure how late the loop wakes us: it tells whether anything in this process blocks."""
+        due = time.monotonic() + seconds
+        super().pause(seconds)
+        lag_s = time.monotonic() - due
+        if lag_s > _LAG_WARN_S:
+            log.warning("the event loop was held up for %.1f s", lag_s)
+
+
+class Fence(PeriodicService):
+    """Ends attempts whose lease may have passed to another runner."""
+
+    name = "fence"
+
+    def __init__(self, on_crash: Callable[[str, BaseException], None], in_flight: InFlight, fence_s: float) -> None:
+        super().__init__(on_crash, fence_s / 20)
+        self._in_flight = in_flight
+        self._fence_s = fence_s
+
+    def run_once(self) -> float | None:
+        """One look."""
+        now = time.monotonic()
+        for attempt in self._in_flight.all():
+            if now - attempt.lease_seen_s > self._fence_s and not attempt.abandoned and not attempt.over:
+                log.warning("ending job=%s: its lease could not be extended", attempt.claim.id)
+                attempt.abandon("lease could not be extended")
+        return None

@@ -1,0 +1,91 @@
+"""This runner's place on its host: its directory, the lock that proves it alive, the sweep of what dead runners left.
+
+``<state>/<instance>/<runner>/`` holds the sandboxes of one runner, ``<runner>.lock`` beside it is locked while the
+runner lives. A lock that can be taken is proof that its owner is gone, whatever its pid is now; so only own-instance
+leftovers of provably dead runners are ever touched, and any number of instances and runners share an engine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from bananas.errors import ConfigError
+from runner.docker_driver import LABEL_INSTANCE, LABEL_RUNNER, Engine
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """See the module."""
+
+    def __init__(self, state: Path, instance: str, engine: Engine) -> None:
+        """Takes a fresh runner id and its lock; raises ConfigError when the state directory cannot be used."""
+        self.id = os.urandom(4).hex()
+        self.name = f"{socket.gethostname()[:32]}-{self.id}"
+        self._instance = instance
+        self._engine = engine
+        self._base = state / instance
+        self.directory = self._base / self.id
+        try:
+            # Above the sandboxes' directories nobody but this user may look in: their sockets are open to every uid.
+            state.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._base.mkdir(mode=0o700, exist_ok=True)
+            self._lock = self._lock_path(self.id).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.directory.mkdir(mode=0o700)
+        except OSError as e:
+            raise ConfigError(f"BANANAS_STATE_DIR: {state} cannot be used: {e}") from e
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of every container of this runner."""
+        return {LABEL_INSTANCE: self._instance, LABEL_RUNNER: self.id}
+
+    @property
+    def cache(self) -> Path:
+        """The bundle cache, shared by the runners of this instance on this host."""
+        return self._base / "bundles"
+
+    def sweep(self) -> int:
+        """Remove containers and directories of dead runners of this instance; returns how many containers."""
+        dead: dict[str, bool] = {}
+        removed = 0
+        for container, owner in self._engine.sandboxes(self._instance).items():
+            if owner not in dead:
+                dead[owner] = owner != self.id and self._is_gone(owner)
+            if dead[owner]:
+                log.warning("removing container %s of runner %s, which is gone", container[:12], owner)
+                self._engine.remove(container)
+                removed += 1
+        for lock in self._base.glob("*.lock"):
+            owner = lock.stem
+            if owner != self.id and (dead.get(owner) or self._is_gone(owner)):
+                shutil.rmtree(self._base / owner, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        return removed
+
+    def leave(self) -> None:
+        """Remove what this runner has here; its sandboxes must be gone."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._lock_path(self.id).unlink(missing_ok=True)
+        self._lock.close()
+
+    def _lock_path(self, runner: str) -> Path:
+        return self._base / f"{runner}.lock"
+
+    def _is_gone(self, runner: str) -> bool:
+        """True when the runner is provably dead: its lock exists here and nobody holds it."""
+        try:
+            with self._lock_path(runner).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            # Another host's, another state directory's, or never ours: no proof, so hands off.
+            return False

@@ -1,0 +1,281 @@
+"""A sandbox: a hardened container, a directory that it sees read-only, and one connection to the shim in it.
+
+The runner listens, the shim connects: readiness is ``accept()``, there is exactly one connection, and then the listener
+is gone. Layout of the directory, at ``/run/bananas`` inside: ``shim/ boot.json s e`` from the start, ``code/ deps/``
+once bound.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgspec
+
+from bananas.errors import EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
+from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
+from bananas.settings import LIMITS
+from runner import docker_driver, egress, framing
+from runner.bundles import BundleCache, link_tree
+from runner.docker_driver import Engine
+from runner.transport import SocketListener
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+#: From the engine's start call to the shim's connection.
+CONNECT_TIMEOUT_S = 20.0
+#: From the order to end until everything in the sandbox is dead and its last words are read.
+END_TIMEOUT_S = 2
+_COMMAND = ["python3", "-I", "-B", "-u", f"{docker_driver.MOUNT}/shim/keeper.py"]
+_SHIM = Path(__file__).parent / "shim" / "python"
+
+OnLog = Callable[[bytes], None]
+
+
+class DockerSandbox:
+    """See ``bananas.protocols.Sandbox``."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        profile: SandboxProfile,
+        directory: Path,
+        container_id: str,
+        channel: Channel,
+        engine: Engine,
+        bundles: BundleCache,
+        relay: egress.Relay | None,
+    ) -> None:
+        self.id = sandbox_id
+        self.profile = profile
+        self._directory = directory
+        self._container_id = container_id
+        self._channel = channel
+        self._reader = framing.FrameReader(channel)
+        self._engine = engine
+        self._bundles = bundles
+        self._relay = relay
+        #: Set by the first terminate().
+        self._exit: ExitInfo | None = None
+        #: What the shim's guard said of the end, if that came before terminate().
+        self._reported = ExitInfo()
+
+    def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
+        """Link the code in, send ``init``, wait for ``ready``; returns the ms it took."""
+        began = time.monotonic()
+        self._bundles.link_into(binding.code, self._directory / "code")
+        if binding.deps:
+            self._bundles.link_into(binding.deps, self._directory / "deps")
+        meta = {
+            "protocol": PROTOCOL,
+            "function": binding.function,
+            "version": binding.version,
+            "handler": binding.handler,
+            "env": binding.env,
+            "deps": binding.deps is not None,
+            "log_bytes": LIMITS.log_bytes,
+            "result_bytes": LIMITS.result_bytes,
+        }
+        self._send(framing.INIT, 0, meta, b"")
+        frame = self._read_until(0, (framing.READY, framing.ERROR), began + timeout_s, on_log)
+        if frame.kind == framing.ERROR:
+            raise HandlerLoadError(_clean_error(frame.meta))
+        return (time.monotonic() - began) * 1000
+
+    def invoke(self, call: Invocation, on_log: OnLog) -> CallReply:
+        """One call; the deadline runs from the ``invoke`` frame."""
+        began = time.monotonic()
+        meta = {"job": call.job_id, "attempt": call.attempt, "timeout_ms": round(call.timeout_s * 1000)}
+        self._send(framing.INVOKE, call.call_id, meta, call.payload)
+        answers = (framing.RESULT, framing.ERROR)
+        frame = self._read_until(call.call_id, answers, began + call.timeout_s, on_log)
+        run_ms = (time.monotonic() - began) * 1000
+        reusable = frame.meta.get("reusable", True) is True
+        why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]
+        if frame.kind == framing.ERROR:
+            return CallReply(None, _clean_error(frame.meta), reusable, why_not, run_ms)
+        return CallReply(_checked_json(frame.body), None, reusable, why_not, run_ms)
+
+    def interrupt(self) -> None:
+        """Half-close, so that the guard kills it; and have the engine kill it in case the guard is gone."""
+        if self._exit is None:
+            try:
+                self._channel.half_close()
+            except OSError as e:
+                log.debug("sandbox %s was already closed: %s", self.id, e)
+            gevent.spawn(self._kill)
+
+    def _kill(self) -> None:
+        try:
+            self._engine.remove(self._container_id)
+        except EngineUnavailable as e:
+            log.warning("sandbox %s: %s", self.id, e)
+
+    def terminate(self, on_log: OnLog | None = None) -> ExitInfo:
+        """Half-close: the guard in the sandbox kills it at once; read its last words; remove the container."""
+        if self._exit is not None:
+            return self._exit
+        self._exit = self._reported
+        self._exit = self._last_words(on_log or (lambda _: None))
+        self._channel.close()
+        if self._exit.status is None:
+            # Killed, or no word from inside: only the engine knows whether memory was the reason.
+            exited = self._engine.wait_exit(self._container_id, END_TIMEOUT_S)
+            if exited is not None and (exited.oom or self._exit.signal is None):
+                self._exit = ExitInfo(exited.status, self._exit.signal, exited.oom)
+        # If the engine is away the connection is closed all the same, so nothing runs on in there; the sweep removes
+        # the rest when the engine is back.
+        self._kill()
+        if self._relay is not None:
+            self._relay.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return self._exit
+
+    def _last_words(self, on_log: OnLog) -> ExitInfo:
+        deadline = time.monotonic() + END_TIMEOUT_S
+        try:
+            self._channel.half_close()
+            while True:
+                frame = self._reader.read(max(0.0, deadline - time.monotonic()))
+                if frame.kind == framing.LOG:
+                    on_log(frame.body)
+                elif frame.kind == framing.EXIT:
+                    self._reported = _exit_info(frame.meta)
+        except (SandboxError, TimeoutError, OSError):
+            return self._reported  # the end of the stream, or garbage in front of it: both are the end
+
+    def _send(self, kind: int, call_id: int, meta: dict[str, Any], body: bytes) -> None:
+        try:
+            self._channel.settimeout(END_TIMEOUT_S)
+            self._channel.sendall(framing.encode(kind, call_id, meta, body))
+        except OSError as e:
+            raise SandboxDied(f"sandbox {self.id} took no more input: {e}") from e
+
+    def _read_until(self, call_id: int, kinds: Sequence[int], deadline: float, on_log: OnLog) -> framing.Frame:
+        while True:
+            frame = self._reader.read(max(0.0, deadline - time.monotonic()))
+            if frame.kind == framing.LOG:
+                if frame.call_id == call_id:
+                    on_log(frame.body)
+            elif frame.kind == framing.EXIT:
+                self._reported = _exit_info(frame.meta)
+                raise SandboxDied(self._reported.describe())
+            elif frame.kind in kinds and frame.call_id == call_id:
+                return frame
+            else:
+                raise ProtocolError(f"sandbox {self.id} sent frame kind {frame.kind} for call {frame.call_id}")
+
+
+class DockerSandboxFactory:
+    """Creates stems below one directory; see ``bananas.protocols.SandboxFactory``."""
+
+    def __init__(self, engine: Engine, bundles: BundleCache, directory: Path, labels: dict[str, str]) -> None:
+        """``directory`` must be short (socket paths have 107 bytes) and known to the engine by the same path."""
+        self._engine = engine
+        self._bundles = bundles
+        self._directory = directory
+        self._labels = labels
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._shim = directory / "shim"
+        if not self._shim.exists():
+            shutil.copytree(_SHIM, self._shim, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+            for path in self._shim.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o444)
+            self._shim.chmod(0o755)
+
+    def create(self, profile: SandboxProfile) -> DockerSandbox:
+        """A connected stem. Whatever fails, nothing is left behind."""
+        sandbox_id = os.urandom(5).hex()
+        directory = self._directory / sandbox_id
+        directory.mkdir(mode=0o755)
+        directory.chmod(0o755)
+        routes = egress.plan(profile.egress)
+        listener: SocketListener | None = None
+        relay: egress.Relay | None = None
+        container_id = None
+        try:
+            link_tree(self._shim, directory / "shim")
+            boot = {"protocol": PROTOCOL, "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes]}
+            (directory / "boot.json").write_text(json.dumps(boot), "utf-8")
+            (directory / "boot.json").chmod(0o444)
+            listener = SocketListener(directory / "s")
+            if routes:
+                relay = egress.Relay(directory / "e", profile.egress, self._egress_event(sandbox_id))
+            container_id = self._engine.create(
+                profile,
+                directory,
+                _COMMAND,
+                {**self._labels, docker_driver.LABEL_POOL: profile.pool},
+                egress.extra_hosts(routes),
+            )
+            channel = listener.accept(CONNECT_TIMEOUT_S)
+        except BaseException as e:
+            self._discard(container_id, listener, relay, directory)
+            if isinstance(e, TimeoutError):
+                raise SandboxStartError(
+                    f"a sandbox of image {profile.image} did not connect within {CONNECT_TIMEOUT_S:g} s; does the "
+                    f"engine see {self._directory} at the same path as the runner, and has the image python3?"
+                ) from e
+            raise
+        return DockerSandbox(sandbox_id, profile, directory, container_id, channel, self._engine, self._bundles, relay)
+
+    def _discard(
+        self, container_id: str | None, listener: SocketListener | None, relay: egress.Relay | None, directory: Path
+    ) -> None:
+        if container_id is not None:
+            try:
+                self._engine.remove(container_id)
+            except EngineUnavailable as e:
+                log.warning("left for the sweep: %s", e)
+        for part in (listener, relay):
+            if part is not None:
+                part.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    @staticmethod
+    def _egress_event(sandbox_id: str) -> Callable[[dict[str, Any]], None]:
+        def on_event(event: dict[str, Any]) -> None:
+            log.info("egress sandbox=%s %s", sandbox_id, " ".join(f"{k}={v}" for k, v in event.items()))
+
+        return on_event
+
+
+def _exit_info(meta: dict[str, Any]) -> ExitInfo:
+    status, signal = meta.get("status"), meta.get("signal")
+    return ExitInfo(status if isinstance(status, int) else None, signal if isinstance(signal, int) else None)
+
+
+def _clean_error(meta: dict[str, Any]) -> dict[str, Any]:
+    """What user code may say of its error: known keys only, bounded, of the right types."""
+    error: dict[str, Any] = {
+        "type": str(meta.get("type") or "Error")[:200],
+        "message": str(meta.get("message") or "")[:4096],
+    }
+    if isinstance(meta.get("traceback"), str):
+        error["traceback"] = meta["traceback"][:16384]
+    if meta.get("permanent") is True:
+        error["permanent"] = True
+    retry_after = meta.get("retry_after_s")
+    if isinstance(retry_after, int | float) and not isinstance(retry_after, bool) and 0 <= retry_after < 1e9:
+        error["retry_after_s"] = float(retry_after)
+    return error
+
+
+def _checked_json(body: bytes) -> bytes:
+    """The result, if it is JSON of a bearable size: user code may have written anything to the socket."""
+    if len(body) > LIMITS.result_bytes:
+        raise ProtocolError(f"the sandbox sent a result of {len(body)} bytes, the limit is {LIMITS.result_bytes}")
+    try:
+        body.decode("utf-8")
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (UnicodeDecodeError, msgspec.DecodeError) as e:
+        raise ProtocolError(f"the sandbox sent a result that is not JSON: {e}") from e
+    return body

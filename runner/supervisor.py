@@ -1,0 +1,247 @@
+"""Builds a runner out of its parts, starts them in order, and takes it down without losing a job.
+
+The only place where parts get to know each other. Shutdown: stop claiming, let running attempts finish within the
+grace, hand the rest back to the head of their lanes, end every sandbox, leave.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import SystemRandom
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+
+from bananas.clock import SystemClock
+from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
+from bananas.queue import Queue, Step
+from bananas.redis_client import Connections, safe_url
+from bananas.registry import Registry, RunnerInfo
+from bananas.settings import Settings
+from runner import images
+from runner.bundles import BundleCache
+from runner.catalog import Catalog
+from runner.docker_driver import Engine, describe
+from runner.executor import Executor
+from runner.heartbeat import Fence, Heartbeat, InFlight
+from runner.host import Host
+from runner.maintenance.janitor import Janitor
+from runner.maintenance.promoter import Promoter
+from runner.maintenance.reaper import Reaper
+from runner.pool import SandboxPool, profile_of
+from runner.sandbox import DockerSandboxFactory
+from runner.service import GreenletService, PeriodicService
+from runner.worker import Bell, Inbox, Worker
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_S = 2.0
+RUNTIMES_S = 30.0
+#: For ending sandboxes and leaving, after the grace.
+EXIT_S = 10.0
+
+
+class Supervisor:
+    """One runner process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connections = Connections(settings.redis_url)
+        self._queue = Queue(self._connections)
+        self._registry = Registry(self._connections)
+        self._clock = SystemClock()
+        self._stop = Event()
+        self._crash: str | None = None
+        self._pools: dict[str, SandboxPool] = {}
+        self._pools_rev = -1
+        self._bells: dict[str, Bell] = {}
+        self._services: list[GreenletService] = []
+        self._in_flight = InFlight()
+        self._started_at_ms = self._clock.now_ms()
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start, serve until ``stop``, shut down; returns the exit code. Raises BananasError when it cannot start."""
+        self._build()
+        for service in self._services:
+            service.start()
+        self._refresh_pools()
+        self._announce()
+        log.info("runner %s serves pools %s", self._host.name, ", ".join(self._pools))
+        print(f"runner {self._host.name} ready, pools: {', '.join(self._pools)}", flush=True)
+        self._stop.wait()
+        self._shut_down()
+        if self._crash:
+            log.critical("%s", self._crash)
+            return 1
+        return 0
+
+    def stop(self) -> None:
+        """Begin the shutdown; from a signal handler too."""
+        self._stop.set()
+
+    def _build(self) -> None:
+        settings = self._settings
+        self._connections.ping()
+        engine = Engine()
+        self._host = host = Host(settings.state_path, self._registry.instance(), engine)
+        host.sweep()
+        bundles = BundleCache(host.cache, self._registry.get_bundle)
+        self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels)
+        self._gate = BoundedSemaphore(settings.parallel_creates)
+        self._catalog = Catalog(self._registry.version, lambda: images.discover(engine.client, settings.python_image))
+        executor = Executor(host.name, self._catalog.version, self._catalog.profile, self._clock, SystemRandom())
+        self._promoter = Promoter(self._on_crash, self._queue)
+        self._worker = Worker(
+            self._on_crash,
+            self._queue,
+            executor,
+            self._pools,
+            self._in_flight,
+            host.name,
+            settings.lease_s,
+            self._on_step,
+        )
+        lease_s = settings.lease_s
+        self._services = [
+            Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
+            Fence(self._on_crash, self._in_flight, settings.fence_s),
+            Inbox(self._on_crash, self._queue, self._in_flight, host.name),
+            self._promoter,
+            Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
+            Janitor(self._on_crash, self._queue, host, bundles),
+            _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
+            _Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
+            _Every(self._on_crash, "expiry", 1.0, self._expire),
+            self._worker,
+        ]
+        self._publish_runtimes()
+        self._probe()
+
+    def _probe(self) -> None:
+        """Prove with a real sandbox that the engine sees the state directory, before any job depends on it."""
+        runtime = self._catalog.runtimes.get("python")
+        if runtime is None:
+            log.warning("no image for runtime 'python' yet; `bananas images build` makes it")
+            return
+        spec = self._registry.pools()["default"]
+        try:
+            self._factory.create(profile_of("default", spec, runtime.image, runtime.image_id)).terminate()
+        except BananasError as e:
+            self._host.leave()
+            raise ConfigError(f"this runner cannot start sandboxes on {describe()}: {e}") from e
+
+    def _shut_down(self) -> None:
+        grace_s = 0.0 if self._crash else self._settings.grace_s
+        if not self._worker.drain(grace_s):
+            log.warning("handing back %d unfinished jobs", len(self._in_flight))
+            self._worker.hand_back(EXIT_S)
+        deadline = time.monotonic() + EXIT_S
+        for service in [*self._bells.values(), *reversed(self._services)]:
+            service.stop(0.1)
+        gevent.joinall([gevent.spawn(pool.close, EXIT_S) for pool in self._pools.values()], timeout=EXIT_S)
+        try:
+            self._registry.retire(self._host.name)
+        except RedisUnavailable as e:
+            log.warning("leaving without saying so: %s", e)
+        self._host.leave()
+        self._connections.close()
+        log.info("runner %s left %.1f s before its deadline", self._host.name, deadline - time.monotonic())
+
+    def _on_crash(self, role: str, error: BaseException) -> None:
+        log.critical("%s died", role, exc_info=error)
+        self._crash = f"{role} died of {type(error).__name__}: {error}"
+        self._stop.set()
+
+    # -- upkeep -----------------------------------------------------------------------------------------------
+
+    def _on_step(self, step: Step) -> None:
+        self._promoter.hint(step.next_due_ms)
+        if step.pools_rev != self._pools_rev:
+            gevent.spawn(self._refresh_pools_quietly, step.pools_rev)
+            self._pools_rev = step.pools_rev
+
+    def _refresh_pools_quietly(self, rev: int) -> None:
+        try:
+            self._refresh_pools()
+        except RedisUnavailable as e:
+            log.warning("pools not refreshed: %s", e)
+            self._pools_rev = rev - 1
+
+    def _refresh_pools(self) -> None:
+        served = self._settings.pools
+        for name, spec in self._registry.pools().items():
+            if served and name not in served:
+                continue
+            self._catalog.pools[name] = spec
+            if name in self._pools:
+                self._pools[name].reconfigure(spec)
+                continue
+            pool = self._pools[name] = SandboxPool(name, spec, self._factory, self._gate, self._clock)
+            bell = self._bells[name] = Bell(self._on_crash, self._queue, pool, self._worker)
+            bell.start()
+            self._worker.rang(name)
+
+    def _publish_runtimes(self) -> None:
+        try:
+            self._catalog.refresh_runtimes()
+        except EngineUnavailable as e:
+            log.warning("runtimes not refreshed: %s", e)
+            return
+        self._registry.publish_runtimes(self._catalog.runtimes)
+
+    def _announce(self) -> None:
+        sandboxes: Counter[str] = Counter()
+        for name, pool in self._pools.items():
+            sandboxes.update({f"{name}/{state}": n for state, n in pool.states().items()})
+        self._registry.announce(
+            RunnerInfo(
+                id=self._host.name,
+                host=os.uname().nodename,
+                pid=os.getpid(),
+                pools=self._settings.pools,
+                started_at_ms=self._started_at_ms,
+                seen_at_ms=self._registry.now_ms(),
+                busy=len(self._in_flight),
+                sandboxes=dict(sandboxes),
+            )
+        )
+
+    def _expire(self) -> None:
+        for pool in self._pools.values():
+            pool.expire()
+
+
+class _Every(PeriodicService):
+    """Calls a function periodically."""
+
+    def __init__(
+        self, on_crash: Callable[[str, BaseException], None], name: str, period_s: float, call: Callable[[], Any]
+    ) -> None:
+        super().__init__(on_crash, period_s)
+        self.name = name
+        self._call = call
+
+    def run_once(self) -> float | None:
+        """One call."""
+        self._call()
+        return None
+
+
+def start_problem(settings: Settings) -> str | None:
+    """Why a runner with these settings cannot start, if it is plain already."""
+    if not settings.redis_url:
+        return "BANANAS_REDIS_URL is not set; `bananas up` starts everything, Redis included"
+    return None
+
+
+def describe_start(settings: Settings) -> str:
+    """One line for the log."""
+    return f"redis={safe_url(settings.redis_url)} state={settings.state_path} engine={describe()}"

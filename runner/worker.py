@@ -1,0 +1,218 @@
+"""The loop between queue and sandboxes: settle what ended, claim what fits, run each claim in a greenlet of its own.
+
+Nothing else may call ``Queue.step``. One step is under way at a time; outcomes that arrive meanwhile ride on the next
+one, so batching merges only what is ready and a result never waits for company. An idle worker waits for the bells of
+its pools (``Bell``) and looks by itself every 5 seconds, so a lost ring costs at most that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event
+
+from bananas.errors import RedisUnavailable
+from bananas.job import Claim, Settlement
+from bananas.queue import Queue, Step
+from bananas.redis_client import BLOCK_S
+from runner.executor import Executor, Running
+from runner.heartbeat import InFlight
+from runner.pool import SandboxPool
+from runner.service import GreenletService, PeriodicService
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Worker(GreenletService):
+    """See the module."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        on_crash: Callable[[str, BaseException], None],
+        queue: Queue,
+        executor: Executor,
+        pools: dict[str, SandboxPool],
+        in_flight: InFlight,
+        runner: str,
+        lease_s: float,
+        on_step: Callable[[Step], None],
+    ) -> None:
+        """``pools`` is shared with the supervisor, which adds to it; ``on_step`` hears of every answer of the queue."""
+        super().__init__(on_crash)
+        self._queue = queue
+        self._executor = executor
+        self._pools = pools
+        self._in_flight = in_flight
+        self._runner = runner
+        self._lease_ms = round(lease_s * 1000)
+        self._on_step = on_step
+        self._outbox: list[Settlement] = []
+        self._wake = Event()
+        self._drained = Event()
+        #: Pools whose bell rang; their lanes are worth a look.
+        self._rung: set[str] = set()
+        self._turn = 0
+        self.claiming = True
+
+    # -- what others do ---------------------------------------------------------------------------------------
+
+    def rang(self, pool: str) -> None:
+        """A pool's bell rang."""
+        self._rung.add(pool)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again."""
+        self._wake.set()
+
+    def drain(self, deadline_s: float) -> bool:
+        """Stop claiming and wait for running attempts; False when some were still running at the deadline."""
+        self.claiming = False
+        deadline = time.monotonic() + deadline_s
+        while len(self._in_flight) and time.monotonic() < deadline:
+            self._drained.clear()
+            self._drained.wait(timeout=max(0.0, deadline - time.monotonic()))
+        return not len(self._in_flight)
+
+    def hand_back(self, deadline_s: float) -> None:
+        """Return what still runs to the head of its lane: each sandbox is ended first, then the job goes back."""
+        for running in self._in_flight.all():
+            if not running.over:
+                running.handed_back = True
+                running.abandon("shutdown")
+        self.drain(deadline_s)
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until stopped and everything is settled or the queue is out of reach."""
+        failures = 0
+        self._rung.update(self._pools)
+        while not self.stopping.is_set():
+            if not self._outbox and not self._rung:
+                if not self._wake.wait(timeout=BLOCK_S):
+                    self._rung.update(self._pools)
+                self._wake.clear()
+                continue
+            try:
+                self._step()
+                failures = 0
+            except RedisUnavailable as e:
+                if failures == 0:
+                    log.warning("waiting for Redis: %s", e)
+                self.stopping.wait(timeout=_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+                failures += 1
+                # Whatever rang while Redis was away is unknown.
+                self._rung.update(self._pools)
+
+    def _step(self) -> None:
+        ready, rung = self._outbox, self._rung
+        self._outbox, self._rung = [], set()
+        sent_s = time.monotonic()
+        try:
+            step = self._queue.step(self._runner, self._lease_ms, ready, self._free(rung))
+        except RedisUnavailable:
+            self._outbox = ready + self._outbox
+            self._rung |= rung
+            raise
+        for settlement, accepted in zip(ready, step.settled, strict=True):
+            claim = settlement.claim
+            self._in_flight.remove(claim.id, claim.token)
+            if not accepted:
+                log.info(
+                    "report refused job=%s token=%d: the attempt was not the job's any more", claim.id, claim.token
+                )
+        for claim in step.claims:
+            self._begin(claim, sent_s)
+        self._drained.set()
+        self._on_step(step)
+
+    def _free(self, rung: set[str]) -> list[tuple[str, int]]:
+        """The pools to name in a step: those with free slots, and full ones whose bell must be passed on. Rotated, so
+        that no pool is always first."""
+        names = sorted(self._pools)
+        self._turn += 1
+        free = []
+        for i in range(len(names)):
+            name = names[(i + self._turn) % len(names)]
+            slots = self._pools[name].free if self.claiming else 0
+            if slots or name in rung:
+                free.append((name, slots))
+        return free
+
+    def _begin(self, claim: Claim, sent_s: float) -> None:
+        running = Running(claim, lease_seen_s=sent_s)
+        self._in_flight.add(running)
+        greenlet = gevent.spawn(self._attempt, running, self._pools[claim.pool])
+        greenlet.link_exception(lambda g: self._on_crash(f"attempt of job {claim.id}", g.exception or RuntimeError("no exception")))
+
+    def _attempt(self, running: Running, pool: SandboxPool) -> None:
+        settlement = self._executor.run(running, pool)
+        if settlement is None:
+            self._in_flight.remove(running.claim.id, running.claim.token)
+            # Its slot is free again: there may be work for it.
+            self.rang(pool.name)
+            self._drained.set()
+        else:
+            self._outbox.append(settlement)
+            self._wake.set()
+
+
+class Bell(GreenletService):
+    """Waits for the bell of one pool while the pool has free slots."""
+
+    def __init__(
+        self, on_crash: Callable[[str, BaseException], None], queue: Queue, pool: SandboxPool, worker: Worker
+    ) -> None:
+        super().__init__(on_crash)
+        self.name = f"bell:{pool.name}"
+        self._queue = queue
+        self._pool = pool
+        self._worker = worker
+
+    def run(self) -> None:
+        """Block, tell the worker, block again."""
+        while not self.stopping.is_set() and self._worker.claiming:
+            if not self._pool.free:
+                # The step that settles an attempt's end claims what is there; this only listens for later.
+                self._pool.freed.clear()
+                self._pool.freed.wait(timeout=BLOCK_S)
+                continue
+            try:
+                if self._queue.ring(self._pool.name, BLOCK_S):
+                    self._worker.rang(self._pool.name)
+            except RedisUnavailable:
+                self.stopping.wait(timeout=_BACKOFF_S[-1])
+
+
+class Inbox(PeriodicService):
+    """Hears of cancelled attempts of this runner as soon as they are cancelled."""
+
+    name = "inbox"
+
+    def __init__(
+        self, on_crash: Callable[[str, BaseException], None], queue: Queue, in_flight: InFlight, runner: str
+    ) -> None:
+        super().__init__(on_crash, 0.0)
+        self._queue = queue
+        self._in_flight = in_flight
+        self._runner = runner
+
+    def run_once(self) -> float | None:
+        """Block for one message."""
+        message = self._queue.pop_inbox(self._runner, BLOCK_S)
+        running = self._in_flight.get(*message) if message else None
+        if running is not None and not running.over:
+            running.abandon("cancelled")
+        return 0.0
+
+    def unavailable(self) -> None:
+        """Redis is away: do not spin."""
+        self.stopping.wait(timeout=_BACKOFF_S[-1])
