@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,8 +73,12 @@ def connect(timeout_s: int = ENGINE_TIMEOUT_S) -> docker.DockerClient:
     """A client of the engine that DOCKER_HOST or the usual socket names; raises EngineUnavailable."""
     with _engine(None):
         client = docker.from_env(timeout=timeout_s)
-    with _engine(client):
-        client.ping()
+    try:
+        with _engine(client):
+            client.ping()
+    except BaseException:
+        client.close()
+        raise
     return client
 
 
@@ -311,23 +315,40 @@ def main(argv: Sequence[str]) -> int:
     """``images build`` and ``images ls``; returns 0, or 1 after saying on stderr what went wrong (2: usage)."""
     options = _parser().parse_args(argv)
     try:
-        client = connect()
-        if options.command == "build":
-            info = build_from_host(
-                client,
-                options.tag,
-                options.python,
-                force=options.force,
-                make_default=not options.keep_default,
-                say=lambda line: print(line, file=sys.stderr),
-            )
-            print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
-        else:
-            _print_rows(list_images(client), options.output)
+        with closing(connect()) as client:
+            _COMMANDS[options.command](client, options)
     except BananasError as e:
         print(f"bananas images: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def _build_command(client: docker.DockerClient, options: argparse.Namespace) -> None:
+    info = build_from_host(
+        client,
+        options.tag,
+        options.python,
+        force=options.force,
+        make_default=not options.keep_default,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
+
+
+def _ls_command(client: docker.DockerClient, options: argparse.Namespace) -> None:
+    rows = list_images(client)
+    if options.output == "json":
+        print(json.dumps({"images": [asdict(row) for row in rows]}, indent=2))
+        return
+    print(f"{'IMAGE':<34}{'ID':<14}{'PYTHON':<8}{'LIBC':<12}{'FROM':<6}{'MB':>6}")
+    for row in rows:
+        for tag in row.tags or ("<none>",):
+            short = row.image_id.removeprefix("sha256:")[:12]
+            size_mb = row.size_bytes / 1_000_000
+            print(f"{tag:<34}{short:<14}{row.python:<8}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")
+
+
+_COMMANDS = {"build": _build_command, "ls": _ls_command}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -342,15 +363,3 @@ def _parser() -> argparse.ArgumentParser:
     ls = commands.add_parser("ls", help="list the images")
     ls.add_argument("-o", "--output", choices=["table", "json"], default="table")
     return parser
-
-
-def _print_rows(rows: list[ImageRow], output: str) -> None:
-    if output == "json":
-        print(json.dumps({"images": [asdict(row) for row in rows]}, indent=2))
-        return
-    print(f"{'IMAGE':<34}{'ID':<14}{'PYTHON':<8}{'LIBC':<12}{'FROM':<6}{'MB':>6}")
-    for row in rows:
-        for tag in row.tags or ("<none>",):
-            short = row.image_id.removeprefix("sha256:")[:12]
-            size_mb = row.size_bytes / 1_000_000
-            print(f"{tag:<34}{short:<14}{row.python:<8}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")

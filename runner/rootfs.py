@@ -194,14 +194,14 @@ def base_tree() -> Tree:
     for name in ("bin", "sbin", "lib", "lib64"):
         tree.entries[f"/{name}"] = Entry(0o777, target=f"usr/{name}")
         tree.add_dir(f"/usr/{name}")
-    for path in ("/dev", "/etc", "/proc", "/root", "/run", "/sys", "/usr/local/bin", "/var/lib"):
+    for path in ("/dev", "/etc", "/proc", "/run", "/sys", "/usr/local/bin", "/var/lib"):
         tree.add_dir(path)
     for path in ("/tmp", "/var/tmp"):  # noqa: S108 - names inside the image
         tree.add_dir(path, 0o1777)
     tree.add_link("/var/run", "/run")
     tree.add_data(
         "/etc/passwd",
-        "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
     )
     tree.add_data("/etc/group", "root:x:0:\nnogroup:x:65534:\n")
     tree.add_data("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")

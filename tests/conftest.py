@@ -80,7 +80,8 @@ def redis_server(redis_image: str, run: Run) -> Iterator[str]:
     """The URL of a Redis that lives as long as the test session; without persistence, for speed."""
     options = ["--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--appendonly", "no"]
     container = DockerContainer(redis_image).with_command(options)
-    container.with_kwargs(labels=run.labels, user="65534:65534", cap_drop=["ALL"], tmpfs={"/data": "mode=1777"})
+    container.with_kwargs(labels=run.labels, user="65534:65534", cap_drop=["ALL"])
+    container.with_tmpfs_mount("/data", "mode=1777")
     container.ports["6379/tcp"] = ("127.0.0.1",)  # any free port, on loopback only
     container.waiting_for(
         LogMessageWaitStrategy("Ready to accept connections")
