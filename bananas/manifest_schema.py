@@ -1,0 +1,229 @@
+"""The keys of bananas.yaml as closed models, and the sentence for each thing that can be wrong with one.
+
+Defaults and bounds are read from ``bananas.spec``, so there is no second truth. Knows nothing about files or places
+in the text; ``bananas.manifest`` adds those. ``schema()`` is what editors complete from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from bananas import manifest_values as kinds
+from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
+from bananas.spec import PRIORITIES, FunctionSpec, PoolSpec, RetrySpec
+from bananas.yamlmap import Loc
+
+#: Stands for a key that was not written; nothing reads it (see ``_Keys.fields``).
+LEFT_OUT: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """How the value of a key is read, described and defaulted."""
+
+    kind: Kind
+    says: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
+    default: Any = None
+    #: The field of the spec it ends in; None when it is not part of one.
+    into: str | None = None
+
+    def read(self, value: Any) -> Any:
+        """The spec's value, or an error whose message is the finished sentence."""
+        try:
+            if value is None and not self.kind.takes_nothing:
+                raise ValueError("has no value; write one, or leave the key out")
+            return self.kind.read(value, self.bounds)
+        except ValueError as e:
+            # As context, because a template would take braces in the sentence for a field.
+            raise PydanticCustomError("bananas", "{says}", {"says": str(e)}) from e
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A scalar is read by ``read`` alone; a list or mapping goes on to pydantic with its items."""
+        if self.kind.is_nested:
+            return core_schema.no_info_before_validator_function(self.read, handler(source))
+        return core_schema.no_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(self, inner: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """For editors."""
+        described = self.kind.json(self.bounds)
+        if self.kind is kinds.RETRIES:  # the short form, or the mapping
+            described = {"anyOf": [described, handler(inner)]}
+        if self.kind is kinds.NAMED:
+            (each,) = handler(inner)["patternProperties"].values()
+            described["patternProperties"] = {kinds.NAME_BOUNDS.pattern: each}
+        default = {} if self.default is None else {"default": self.kind.show(self.default)}
+        return described | ({"description": self.says} if self.says else {}) | default
+
+
+def _spec(struct: type[msgspec.Struct], into: str, kind: Kind, says: str) -> Key:
+    return Key(kind, says, Bounds.of(struct, into), getattr(struct(), into), into)
+
+
+def _fn(into: str, kind: Kind, says: str) -> Key:
+    return _spec(FunctionSpec, into, kind, says)
+
+
+def _pool(into: str, kind: Kind, says: str) -> Key:
+    return _spec(PoolSpec, into, kind, says)
+
+
+def _retry(into: str, kind: Kind, says: str) -> Key:
+    return _spec(RetrySpec, into, kind, says)
+
+
+class _Keys(BaseModel):
+    """A closed mapping. Every key may be left out; ``fields`` gives only those that were written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    #: Keys of a later release, and what to do meanwhile.
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    def fields(self) -> dict[str, Any]:
+        """Spec field → value, for the keys that were written."""
+        found = {}
+        for name in self.model_fields_set:
+            key = next(m for m in type(self).model_fields[name].metadata if isinstance(m, Key))
+            if key.into:
+                value = getattr(self, name)
+                found[key.into] = value.fields() if isinstance(value, _Keys) else value
+        return found
+
+
+class Retries(_Keys):
+    """After a failure the job waits base * factor^n, at most cap, and is tried again up to max times."""
+
+    max: Annotated[int, _retry("max", kinds.COUNT, "How many more tries after the first one.")] = LEFT_OUT
+    base: Annotated[int, _retry("base_ms", kinds.TIME, "Wait before the first retry.")] = LEFT_OUT
+    factor: Annotated[float, _retry("factor", kinds.AMOUNT, "Each wait is this many times the one before.")] = LEFT_OUT
+    cap: Annotated[int, _retry("cap_ms", kinds.TIME, "No wait is longer than this.")] = LEFT_OUT
+    jitter: Annotated[
+        str, _retry("jitter", kinds.choice("none", "full"), "none: exactly the wait; full: a random part of it.")
+    ] = LEFT_OUT
+
+
+class Pool(_Keys):
+    """A route for jobs with its own sandbox settings."""
+
+    LATER = frozenset({"min_warm", "gpus", "network", "max_concurrency", "weights", "image"})
+
+    concurrency: Annotated[int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, per runner.")] = LEFT_OUT
+    memory: Annotated[int, _pool("memory_mb", kinds.SIZE, "Memory of one sandbox; more is killed.")] = LEFT_OUT
+    cpus: Annotated[float, _pool("cpus", kinds.AMOUNT, "CPU cores that one sandbox may use.")] = LEFT_OUT
+    pids: Annotated[int, _pool("pids", kinds.COUNT, "Processes and threads in one sandbox.")] = LEFT_OUT
+    tmp: Annotated[int, _pool("tmp_mb", kinds.SIZE, "Size of /tmp, the only writable folder; counts as memory.")] = (
+        LEFT_OUT
+    )
+    idle_timeout: Annotated[
+        int, _pool("idle_timeout_ms", kinds.TIME, "A sandbox without work is removed after this long.")
+    ] = LEFT_OUT
+    egress: Annotated[
+        list[Annotated[str, Key(kinds.TARGET, bounds=kinds.TARGET_BOUNDS)]],
+        _pool("egress", kinds.TARGETS, "The only addresses, as host:port, that code in this pool can reach."),
+    ] = LEFT_OUT
+
+
+_Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
+
+
+class Function(_Keys):
+    """One function: where its code is and how it runs."""
+
+    LATER = frozenset(
+        {"schedule", "secrets", "image", "contract", "min_warm", "max_concurrency", "single_use", "max_lifetime"}
+        | {"calls_per_sandbox", "gpus", "egress", "network"}
+    )
+
+    runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python is the default image; python3.N pins one.")] = (
+        LEFT_OUT
+    )
+    path: Annotated[str, Key(kinds.FOLDER, "Folder of the code; functions/<name> unless written.")] = LEFT_OUT
+    handler: Annotated[str, _fn("handler", kinds.HANDLER, "module.function below that folder.")] = LEFT_OUT
+    pool: Annotated[str, _fn("pool", kinds.NAME, "The pool that its jobs run in.")] = LEFT_OUT
+    allow_pools: Annotated[
+        list[_Name], _fn("allow_pools", kinds.NAMES, "Other pools that a single job may ask for.")
+    ] = LEFT_OUT
+    priority: Annotated[
+        str, _fn("priority", kinds.choice(*PRIORITIES), "Of its jobs, unless a job says otherwise.")
+    ] = LEFT_OUT
+    timeout: Annotated[int, _fn("timeout_ms", kinds.TIME, "The longest that one attempt may run.")] = LEFT_OUT
+    init_timeout: Annotated[int, _fn("init_timeout_ms", kinds.TIME, "The longest that loading the code may take.")] = (
+        LEFT_OUT
+    )
+    retries: Annotated[Retries, _fn("retries", kinds.RETRIES, "How often a failed job is tried again, and when.")] = (
+        LEFT_OUT
+    )
+    requirements: Annotated[str, Key(kinds.FILE, "Requirements file in the folder; installed by bananas deploy.")] = (
+        LEFT_OUT
+    )
+    env: Annotated[
+        dict[Annotated[str, Key(kinds.ENV_NAME, bounds=kinds.ENV_NAME_BOUNDS)], Annotated[str, Key(kinds.ENV_VALUE)]],
+        _fn("env", kinds.ENV, "Environment variables; values are text."),
+    ] = LEFT_OUT
+    result_ttl: Annotated[int, _fn("result_ttl_ms", kinds.TIME, "How long the record of a completed job is kept.")] = (
+        LEFT_OUT
+    )
+    max_uses: Annotated[
+        int, _fn("max_uses", kinds.COUNT, "A sandbox is replaced after this many calls; no limit unless written.")
+    ] = LEFT_OUT
+
+
+class Root(_Keys):
+    """The file bananas.yaml."""
+
+    version: Annotated[int, Key(kinds.VERSION, "The version of this format.")]
+    pools: dict[_Name, Pool | None] | None = None
+    functions: dict[_Name, Function | None] | None = None
+
+
+def problems(data: object) -> tuple[Root | None, list[tuple[Loc, str, bool]]]:
+    """The file's model, or every problem as ``(where, sentence, is it about the key)``.
+
+    ``data`` is what ``Node.plain`` gives.
+    """
+    if not isinstance(data, dict):
+        return None, [((), f"the file holds {shown(data)}; write a mapping that begins with 'version: 1'", False)]
+    try:
+        return Root.model_validate(data), []
+    except ValidationError as e:
+        return None, [_sentence(error["type"], error["loc"], error) for error in e.errors(include_url=False)]
+
+
+def _sentence(kind: str, loc: Loc, error: Any) -> tuple[Loc, str, bool]:
+    is_key = loc[-1] == "[key]"
+    if kind == "bananas":
+        return (loc[:-1] if is_key else loc), error["msg"], is_key
+    if kind == "extra_forbidden":
+        return loc, _unknown(loc), True
+    if kind == "missing":
+        return loc, "is missing; write 'version: 1' at the top", True
+    # model_type, dict_type: pydantic's words for a mapping that is none.
+    return loc, f"{shown(error['input'])} is not a mapping; write keys and values below it", False
+
+
+def _unknown(loc: Loc) -> str:
+    model: type[_Keys] = Root
+    if len(loc) > 1:
+        model = Retries if len(loc) > 3 else Pool if loc[0] == "pools" else Function
+    if loc[-1] in model.LATER:
+        return NOT_YET + "; remove the key"
+    hint = did_you_mean(loc[-1], model.model_fields)
+    return f"unknown key{hint or '; known are ' + ', '.join(model.model_fields)}"
+
+
+class _Editor(GenerateJsonSchema):
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Without the stand-in for a key that was left out; the real defaults come from Key."""
+        return self.generate_inner(schema["schema"])
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of bananas.yaml; what it cannot say (files that must exist, bounds of times) ``load`` checks."""
+    described = Root.model_json_schema(schema_generator=_Editor)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "bananas.yaml"}
