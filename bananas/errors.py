@@ -14,7 +14,7 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   └── JobFinished
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · NoLiveRunner
-    │   └── EngineUnavailable
+    │   └── EngineUnavailable · GatewayUnreachable
     ├── SandboxError           the sandbox, not the function, went wrong
     │   ├── SandboxStartError · ProtocolError · SandboxDied
     │   └── ImageMissing
@@ -158,6 +158,12 @@ class EngineUnavailable(Unavailable):
     """The Docker Engine does not answer."""
 
     code = "engine-unavailable"
+
+
+class GatewayUnreachable(Unavailable):
+    """No gateway answers."""
+
+    code = "gateway-unreachable"
 
 
 class SandboxError(BananasError):
