@@ -197,5 +197,7 @@ _OTHER_VARIABLES = frozenset(
         "BANANAS_WHEELS",
         "BANANAS_ALLOW_SKIP",
         "BANANAS_TEST_EXAMPLES",
+        "BANANAS_CHAOS_OUTAGE_S",
+        "BANANAS_CHAOS_LEASE_S",
     }
 )

@@ -1,0 +1,22 @@
+"""A platform of its own for each chaos test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bananas.spec import RuntimeInfo
+from tests.platform import Platform
+
+
+@pytest.fixture
+def platform(redis_url: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+    """A gateway and no runner yet, with a 2 s lease, on an empty Redis."""
+    platform = Platform(redis_url, BANANAS_LEASE_S="2", BANANAS_GRACE_S="1", BANANAS_PYTHON_IMAGE=base_image.image)
+    try:
+        platform.gateway()
+        yield platform
+    finally:
+        print(platform.logs())
+        platform.close()
