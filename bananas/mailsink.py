@@ -284,6 +284,7 @@ class MailSink(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 2 * CONNECTIONS
 
     def __init__(self, port: int, directory: Path, out: IO[str]) -> None:
         """Bind 127.0.0.1:``port`` (0 takes a free one, see ``port``). Raises OSError when it is taken."""
