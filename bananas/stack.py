@@ -1,0 +1,359 @@
+"""``bananas up`` and ``bananas dev``: which programs make a Bananas on one machine, with which settings.
+
+``up`` is Redis, the gateway and one runner; a manifest, if given, is deployed once they are ready. ``dev`` adds a mail
+sink, stops sooner, and keeps its data in ``./.bananas``. Decides names, ports, directories and order;
+``bananas.supervise`` does the work. A Redis that BANANAS_REDIS_URL names is used and never stopped. Called by the
+command line, the demo and tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from bananas import manifest as manifest_file
+from bananas.embedded import SOCKET_PATH_BYTES, EmbeddedRedis
+from bananas.errors import ConfigError, ManifestError
+from bananas.process import Program, describe
+from bananas.redis_client import safe_url
+from bananas.settings import Settings
+from bananas.supervise import Supervisor
+
+Mode = Literal["up", "dev"]
+
+MAIL_PORT = 2525
+#: The first start reads what the last one left in its append-only file.
+REDIS_START_S = 30.0
+REDIS_STOP_S = 10.0
+GATEWAY_START_S = 30.0
+#: Open calls may finish; gunicorn gives them its graceful timeout.
+GATEWAY_STOP_S = 35.0
+#: The first start proves the state directory with a sandbox.
+RUNNER_START_S = 60.0
+#: After its grace, a runner ends its sandboxes and leaves.
+RUNNER_EXIT_S = 25.0
+#: Whoever stops ``dev`` wants the prompt back; unfinished jobs go back to the queue.
+DEV_GRACE_S = 5.0
+READYZ_TIMEOUT_S = 1.0
+#: How many ports above the taken one are tried for a suggestion.
+PORT_SUGGESTIONS = 50
+
+
+class OwnRedis:
+    """Our Redis as a part of the supervisor; it logs to a file in its data directory."""
+
+    name = "redis"
+    start_s = REDIS_START_S
+    stop_s = REDIS_STOP_S
+    output = None
+
+    def __init__(self, data_dir: Path) -> None:
+        """On a Unix socket that only this user can open; on a free port of 127.0.0.1 when its path is too long."""
+        unix_socket = data_dir.absolute() / "redis.sock"
+        fits = len(os.fsencode(unix_socket)) <= SOCKET_PATH_BYTES
+        self.server = EmbeddedRedis(data_dir, unix_socket=unix_socket if fits else None)
+        if not fits:
+            self.server = EmbeddedRedis(data_dir, port=free_port())
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self.server.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.server.start(self.start_s)
+
+    def saw(self, line: str) -> None:
+        """It prints nothing."""
+
+    def is_ready(self) -> bool:
+        """``start`` has waited for that."""
+        return True
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        return self.server.poll()
+
+    def terminate(self) -> None:
+        """Let it write what is pending, and wait for that."""
+        self.server.stop(self.stop_s)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.server.pid is not None:
+            self.server.kill()
+
+
+class Stack:
+    """One Bananas on this machine. ``run`` blocks; ``stop`` may come from another thread or a signal handler."""
+
+    def __init__(
+        self,
+        mode: Mode,
+        manifest: Path | None,
+        environ: Mapping[str, str],
+        emit: Callable[[str], None],
+        on_live: Callable[[int], None] | None = None,
+    ) -> None:
+        """``on_live`` gets the exit status of the deploy once it is over, 0 when there is nothing to deploy.
+
+        Raises ConfigError for a wrong setting.
+        """
+        self.mode = mode
+        self._manifest = manifest.absolute() if manifest else None
+        settings = Settings.from_env(environ)
+        self.state = settings.state_path
+        if mode == "dev" and not settings.state_dir:
+            self.state = Path(".bananas").absolute()
+        self.host, self.port = settings.host, settings.port
+        self.supervisor = Supervisor(emit, self._on_ready)
+        self._say = self.supervisor.say
+        self._on_live = on_live
+        self._redis = None if settings.redis_url else OwnRedis(self.state / "redis")
+        self.redis_url = settings.redis_url or (self._redis.server.url if self._redis else "")
+        self._mail_port = _mail_port(environ) if mode == "dev" else 0
+        self._env = dict(environ) | {
+            "BANANAS_REDIS_URL": self.redis_url,
+            "BANANAS_STATE_DIR": str(self.state),
+            "BANANAS_URL": self.url,
+        }
+        grace_s = settings.grace_s
+        if mode == "dev":
+            self._env |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(self._mail_port)}
+            if not environ.get("BANANAS_GRACE_S"):
+                grace_s = DEV_GRACE_S
+                self._env["BANANAS_GRACE_S"] = f"{grace_s:g}"
+        self._add_parts(grace_s)
+
+    @property
+    def url(self) -> str:
+        """The gateway's address as people write it."""
+        host = "localhost" if self._connect_host == "127.0.0.1" else self._connect_host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def mail_dir(self) -> Path:
+        """Where the mail sink keeps what it received."""
+        return self.state / "mail"
+
+    def run(self) -> int:
+        """Run until stopped; the exit code. Raises ConfigError when the port or the state directory is taken."""
+        with _sole_owner(self.state):
+            check_port(self.host, self.port, self.mode)
+            code = self.supervisor.run()
+            if self.supervisor.problem:
+                self._say(f"error: {self.supervisor.problem}; everything is stopped", "")
+            return code
+
+    def stop(self) -> None:
+        """Stop everything in order; a second call kills."""
+        self.supervisor.stop()
+
+    @property
+    def _connect_host(self) -> str:
+        if self.host in ("0.0.0.0", "localhost"):  # noqa: S104 - compared, not bound
+            return "127.0.0.1"
+        return "::1" if self.host == "::" else self.host
+
+    def _add_parts(self, grace_s: float) -> None:
+        add = self.supervisor.add
+        needs = []
+        if self._redis:
+            add(self._redis)
+            needs = [self._redis.name]
+        if self.mode == "dev":
+            argv = _module("bananas.mailsink", "--port", str(self._mail_port), "--dir", str(self.mail_dir))
+            add(Program("mail", argv, self._env, ready_line="mail sink listening on"))
+        gateway = Program(
+            "gateway",
+            _module("gateway"),
+            self._env,
+            ready_line="gateway listening on",
+            check=self._gateway_is_ready,
+            start_s=GATEWAY_START_S,
+            stop_s=GATEWAY_STOP_S,
+        )
+        add(gateway, needs)
+        runner = Program(
+            "runner",
+            _module("runner"),
+            self._env,
+            ready_line="ready, pools:",
+            start_s=RUNNER_START_S,
+            stop_s=grace_s + RUNNER_EXIT_S,
+        )
+        add(runner, needs)
+
+    def _gateway_is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._connect_host, self.port, timeout=READYZ_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):  # not up yet; the part's deadline decides
+            return False
+        finally:
+            connection.close()
+
+    # -- once everything runs ---------------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        if self._manifest is None:
+            self._live(0)
+        else:
+            self._deploy(self._manifest, self._without_requirements())
+
+    def _functions(self) -> dict[str, manifest_file.ManifestFunction]:
+        """What the manifest declares; nothing when it is wrong (the deploy says what)."""
+        if self._manifest is None:
+            return {}
+        try:
+            return manifest_file.load(self._manifest, self._env).functions
+        except ManifestError:
+            return {}
+
+    def _without_requirements(self) -> list[str]:
+        """Functions that can be live at once, when there are others that wait for their packages."""
+        functions = self._functions()
+        names = [name for name, function in functions.items() if function.requirements is None]
+        return names if len(names) < len(functions) else []
+
+    def _deploy(self, manifest: Path, first: list[str]) -> None:
+        """Deploy the functions in ``first``, then all."""
+
+        def over(status: int) -> None:
+            if first:
+                self._deploy(manifest, [])
+                return
+            if status:
+                self._say(f"the deploy of {manifest} ended with {describe(status)}; what was live before still is")
+                self._say(f"mend it, then: {self._again(manifest)}")
+            self._live(status)
+
+        argv = _module("bananas", "deploy", "--file", str(manifest), *first)
+        self.supervisor.add(Program("deploy", argv, self._env), on_end=over)
+
+    def _again(self, manifest: Path) -> str:
+        names = ("BANANAS_URL", "SMTP_HOST", "SMTP_PORT") if self.mode == "dev" else ("BANANAS_URL",)
+        settings = [f"{name}={shlex.quote(self._env[name])}" for name in names]
+        return " ".join([*settings, "bananas deploy --file", shlex.quote(str(manifest))])
+
+    def _live(self, status: int) -> None:
+        """Say what runs and how to try it."""
+        redis = str(self._redis.server.log_path) if self._redis else "not ours"
+        rows = [("gateway", self.url), ("redis", f"{safe_url(self.redis_url)} ({redis})"), ("data", str(self.state))]
+        if self.mode == "dev":
+            rows.insert(2, ("mail", f"smtp://127.0.0.1:{self._mail_port}, mails in {self.mail_dir}"))
+        for name, what in rows:
+            self._say(f"{name:<8} {what}")
+        if self.mode == "dev":
+            self._say("try:")
+            for line in self._examples():
+                self._say(f"  {line}")
+        self._say("Ctrl-C stops everything")
+        if self._on_live:
+            self._on_live(status)
+
+    def _examples(self) -> list[str]:
+        names = list(self._functions())
+        name = "hello" if "hello" in names or not names else names[0]
+        payload = '{"name": "Ada"}' if name == "hello" else "{}"
+        job = f'{{"name": "{name}", "payload": {payload}}}'
+        calls = [(f"/functions/{name}/invoke", payload), ("/jobs", job)]
+        return [
+            f"""curl -X POST {self.url}{path} -H "Content-Type: application/json" -d '{body}'""" for path, body in calls
+        ]
+
+
+def run(mode: str, manifest: Path | None) -> int:
+    """Run the stack in the foreground until Ctrl-C or SIGTERM; returns the exit code.
+
+    ``mode`` is ``up`` or ``dev``; ``manifest`` is deployed once everything is ready, None deploys nothing. Raises
+    ConfigError for a wrong setting, a taken port or a state directory in use.
+    """
+    if mode not in ("up", "dev"):
+        raise ConfigError(f"mode {mode!r} is unknown; there are up and dev")
+    stack = Stack("dev" if mode == "dev" else "up", manifest, os.environ, _to_stdout)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stack.stop())
+    return stack.run()
+
+
+def check_port(host: str, port: int, mode: Mode = "up") -> None:
+    """Raises ConfigError that names a free port when the gateway's is taken."""
+    problem = _taken(host, port)
+    if problem is None:
+        return
+    free = next((p for p in range(port + 1, port + PORT_SUGGESTIONS) if p < 65536 and _taken(host, p) is None), None)
+    hint = f", for example BANANAS_PORT={free} bananas {mode}" if free else ""
+    raise ConfigError(f"port {port} on {host} cannot be used ({problem}); choose another with BANANAS_PORT{hint}")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _taken(host: str, port: int) -> str | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as e:
+        return e.strerror or str(e)
+    return None
+
+
+def _mail_port(environ: Mapping[str, str]) -> int:
+    """SMTP_PORT or 2525, or a free port when that one is taken."""
+    wanted = environ.get("SMTP_PORT", "")
+    port = int(wanted) if wanted.isdecimal() and 0 < int(wanted) < 65536 else MAIL_PORT
+    return port if _taken("127.0.0.1", port) is None else free_port()
+
+
+@contextlib.contextmanager
+def _sole_owner(state: Path) -> Iterator[None]:
+    """Hold the state directory; the lock ends with this process, however it ends."""
+    try:
+        state.mkdir(mode=0o711, parents=True, exist_ok=True)
+        lock = (state / "stack.lock").open("a+")
+    except OSError as e:
+        raise ConfigError(f"BANANAS_STATE_DIR: {state} cannot be used: {e}") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            lock.seek(0)
+            owner = lock.read(20).strip() or "unknown"
+            raise ConfigError(
+                f"{state} is in use by process {owner} (bananas up or dev); stop that, or set BANANAS_STATE_DIR"
+            ) from e
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _module(name: str, *args: str) -> list[str]:
+    # -P: a folder of the user's own that is called gateway or runner must not come before ours.
+    return [sys.executable, "-P", "-m", name, *args]
+
+
+def _to_stdout(line: str) -> None:
+    """Whole lines, unbuffered, to the descriptor: nothing is left to flush when the reader has gone."""
+    data = f"{line}\n".encode(errors="replace")
+    while data:
+        data = data[os.write(1, data) :]
