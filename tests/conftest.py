@@ -6,6 +6,7 @@ Without an engine, tests that need one fail under CI (set BANANAS_ALLOW_SKIP=1 t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import tempfile
@@ -66,11 +67,11 @@ def engine(run: Run) -> Iterator[docker.DockerClient]:
 def redis_image(engine: docker.DockerClient) -> str:
     """The tag of a local image that holds nothing but the Redis-compatible server of this machine."""
     server = embedded.find_server()
-    tree = hostimage.server_tree(server)
-    tag = f"bananas/test-redis:{tree.digest()[:12]}"
-    if not engine.api.images(name=tag):
-        with tempfile.TemporaryFile() as file:
-            tree.write(file)
+    with tempfile.TemporaryFile() as file:
+        hostimage.server_tree(server).write(file)
+        file.seek(0)
+        tag = f"bananas/test-redis:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+        if not engine.api.images(name=tag):
             images.import_tar(engine, tag, file, [f'ENTRYPOINT ["/usr/bin/{server.name}"]', "WORKDIR /data"])
     return tag
 
