@@ -31,7 +31,7 @@ bench: ## measure latency and throughput on this machine
 chaos: ## kill things under load, long
 	sh scripts/setup --dev
 	.venv/bin/python -m runner images build
-	CHAOS_SIZE=long .venv/bin/python -m pytest tests/chaos
+	BANANAS_CHAOS_OUTAGE_S=40 BANANAS_CHAOS_LEASE_S=30 .venv/bin/python -m pytest --timeout=600 tests/chaos
 
 down: ## stop the dockerd that the set-up started
 	sh scripts/down
