@@ -16,6 +16,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -103,13 +104,14 @@ class Stack:
         manifest: Path | None,
         environ: Mapping[str, str],
         emit: Callable[[str], None],
-        on_live: Callable[[int], None] | None = None,
     ) -> None:
-        """``on_live`` gets the exit status of the deploy once it is over, 0 when there is nothing to deploy.
-
-        Raises ConfigError for a wrong setting.
-        """
+        """``emit`` takes each finished line of the log. Raises ConfigError for a wrong setting."""
         self.mode = mode
+        #: Set when the first functions are live; and when there is nothing more to deploy. Both at the end of ``run``.
+        self.live = threading.Event()
+        self.settled = threading.Event()
+        #: Exit status of the latest deploy; None before the first one.
+        self.deploy_status: int | None = None
         self._manifest = manifest.absolute() if manifest else None
         settings = Settings.from_env(environ)
         self.state = settings.state_path
@@ -118,7 +120,6 @@ class Stack:
         self.host, self.port = settings.host, settings.port
         self.supervisor = Supervisor(emit, self._on_ready)
         self._say = self.supervisor.say
-        self._on_live = on_live
         self._redis = None if settings.redis_url else OwnRedis(self.state / "redis")
         self.redis_url = settings.redis_url or (self._redis.server.url if self._redis else "")
         self._mail_port = _mail_port(environ) if mode == "dev" else 0
@@ -148,12 +149,16 @@ class Stack:
 
     def run(self) -> int:
         """Run until stopped; the exit code. Raises ConfigError when the port or the state directory is taken."""
-        with _sole_owner(self.state):
-            check_port(self.host, self.port, self.mode)
-            code = self.supervisor.run()
-            if self.supervisor.problem:
-                self._say(f"error: {self.supervisor.problem}; everything is stopped", "")
-            return code
+        try:
+            with _sole_owner(self.state):
+                check_port(self.host, self.port)
+                code = self.supervisor.run()
+        finally:
+            self.live.set()
+            self.settled.set()
+        if self.supervisor.problem:
+            self._say(f"error: {self.supervisor.problem}; everything is stopped", "")
+        return code
 
     def stop(self) -> None:
         """Stop everything in order; a second call kills."""
@@ -208,7 +213,8 @@ class Stack:
 
     def _on_ready(self) -> None:
         if self._manifest is None:
-            self._live(0)
+            self.live.set()
+            self._settle()
         else:
             self._deploy(self._manifest, self._without_requirements())
 
@@ -231,13 +237,16 @@ class Stack:
         """Deploy the functions in ``first``, then all."""
 
         def over(status: int) -> None:
+            self.deploy_status = status
+            if status == 0:
+                self.live.set()
             if first:
                 self._deploy(manifest, [])
                 return
             if status:
                 self._say(f"the deploy of {manifest} ended with {describe(status)}; what was live before still is")
                 self._say(f"mend it, then: {self._again(manifest)}")
-            self._live(status)
+            self._settle()
 
         argv = _module("bananas", "deploy", "--file", str(manifest), *first)
         self.supervisor.add(Program("deploy", argv, self._env), on_end=over)
@@ -247,7 +256,7 @@ class Stack:
         settings = [f"{name}={shlex.quote(self._env[name])}" for name in names]
         return " ".join([*settings, "bananas deploy --file", shlex.quote(str(manifest))])
 
-    def _live(self, status: int) -> None:
+    def _settle(self) -> None:
         """Say what runs and how to try it."""
         redis = str(self._redis.server.log_path) if self._redis else "not ours"
         rows = [("gateway", self.url), ("redis", f"{safe_url(self.redis_url)} ({redis})"), ("data", str(self.state))]
@@ -260,8 +269,8 @@ class Stack:
             for line in self._examples():
                 self._say(f"  {line}")
         self._say("Ctrl-C stops everything")
-        if self._on_live:
-            self._on_live(status)
+        self.live.set()
+        self.settled.set()
 
     def _examples(self) -> list[str]:
         names = list(self._functions())
@@ -288,13 +297,13 @@ def run(mode: str, manifest: Path | None) -> int:
     return stack.run()
 
 
-def check_port(host: str, port: int, mode: Mode = "up") -> None:
+def check_port(host: str, port: int) -> None:
     """Raises ConfigError that names a free port when the gateway's is taken."""
     problem = _taken(host, port)
     if problem is None:
         return
     free = next((p for p in range(port + 1, port + PORT_SUGGESTIONS) if p < 65536 and _taken(host, p) is None), None)
-    hint = f", for example BANANAS_PORT={free} bananas {mode}" if free else ""
+    hint = f", for example BANANAS_PORT={free}" if free else ""
     raise ConfigError(f"port {port} on {host} cannot be used ({problem}); choose another with BANANAS_PORT{hint}")
 
 

@@ -21,6 +21,12 @@ MAX_BODY_CHARS = 500_000
 ADDRESS = re.compile(r"[^@\s<>,;:\"()\x00-\x1f\x7f]{1,64}@[^@\s<>,;:\"()\x00-\x1f\x7f]{1,253}")
 
 
+class BadEvent(ValueError):
+    """The payload is wrong; no retry will help."""
+
+    permanent = True
+
+
 def handle(event: Any, context: Any) -> dict[str, Any]:
     """Return ``{"accepted": [address, …], "message_id": "<…>"}``; raise when the server took none of them."""
     message = compose(event, context.job_id)
@@ -35,18 +41,18 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
 
 
 def compose(event: Any, job_id: str) -> EmailMessage:
-    """The mail that ``event`` asks for; raises ValueError naming the field, its value and what would be right."""
+    """The mail that ``event`` asks for; raises BadEvent naming the field, its value and what would be right."""
     if not isinstance(event, dict):
-        raise ValueError(f'the payload must be an object such as {{"to": …, "subject": …}}, got {type(event).__name__}')
+        raise BadEvent(f'the payload must be an object such as {{"to": …, "subject": …}}, got {type(event).__name__}')
     if unknown := sorted(set(event) - {"to", "subject", "body"}):
-        raise ValueError(f"unknown field {unknown[0]!r}; there are to, subject and body")
+        raise BadEvent(f"unknown field {unknown[0]!r}; there are to, subject and body")
     to = event.get("to")
     recipients = [to] if isinstance(to, str) else to
     if not isinstance(recipients, list) or not 1 <= len(recipients) <= MAX_RECIPIENTS:
-        raise ValueError(f"to must be an address or a list of 1 to {MAX_RECIPIENTS} addresses, got {to!r:.60}")
+        raise BadEvent(f"to must be an address or a list of 1 to {MAX_RECIPIENTS} addresses, got {to!r:.60}")
     for address in recipients:
         if not isinstance(address, str) or not ADDRESS.fullmatch(address):
-            raise ValueError(f"to: {address!r:.60} is not an address such as user@example.com")
+            raise BadEvent(f"to: {address!r:.60} is not an address such as user@example.com")
     message = EmailMessage()
     message["From"] = os.environ.get("MAIL_FROM", "bananas@localhost")
     message["To"] = ", ".join(recipients)
@@ -69,7 +75,7 @@ def server() -> tuple[str, int]:
 def _text(event: dict[str, Any], key: str, max_chars: int, *, one_line: bool, default: str | None = None) -> str:
     value = event.get(key, default)
     if not isinstance(value, str) or len(value) > max_chars:
-        raise ValueError(f"{key} must be a text of at most {max_chars} characters, got {value!r:.60}")
+        raise BadEvent(f"{key} must be a text of at most {max_chars} characters, got {value!r:.60}")
     if one_line and re.search(r"[\r\n]", value):
-        raise ValueError(f"{key} must be a single line, got {value!r:.60}")
+        raise BadEvent(f"{key} must be a single line, got {value!r:.60}")
     return value
