@@ -1,0 +1,65 @@
+"""Whether Redis can be trusted with jobs: it answers, takes writes, never evicts, and keeps what it took.
+
+Asked by the gateway's ``/readyz``. Changes nothing but the installation's id, which is made on first use anyway.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Literal
+
+import msgspec
+import redis
+
+from bananas import keys
+from bananas.errors import RedisUnavailable
+from bananas.redis_client import Connections
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at."""
+
+    name: str
+    #: ``warning``: jobs are served, but somebody should know.
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+
+
+class Health:
+    """Looks at one Redis."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._redis = connections.commands
+
+    def check(self) -> list[Check]:
+        """All checks; stops at the first one without which the others mean nothing. Never raises for a sick Redis."""
+        try:
+            with self._connections.guard():
+                facts = {**self._redis.info("persistence"), **self._redis.info("memory")}
+                # With NX an existing id stays, but a server that takes no writes refuses all the same.
+                self._redis.set(keys.INSTANCE, uuid.uuid4().hex[:8], nx=True)
+        except RedisUnavailable as e:
+            return [Check("redis", "failed", str(e))]
+        except redis.exceptions.ResponseError as e:  # such as MISCONF: it cannot write to its disk
+            return [Check("redis", "failed", f"Redis takes no writes: {e}")]
+        return [Check("redis", "ok", "answers and takes writes"), _eviction(facts), _persistence(facts)]
+
+
+def _eviction(facts: dict[str, object]) -> Check:
+    policy = str(facts.get("maxmemory_policy", "unknown"))
+    if policy == "noeviction":
+        return Check("eviction", "ok", "maxmemory-policy is noeviction")
+    return Check(
+        "eviction",
+        "failed",
+        f"maxmemory-policy is {policy}, so Redis may drop jobs without a word; set it to noeviction",
+    )
+
+
+def _persistence(facts: dict[str, object]) -> Check:
+    if not facts.get("aof_enabled"):
+        return Check("persistence", "warning", "appendonly is off: a restart of Redis may lose jobs that were accepted")
+    if facts.get("aof_last_write_status", "ok") != "ok":
+        return Check("persistence", "warning", "the last write to the append-only file failed; look at the disk")
+    return Check("persistence", "ok", "the append-only file is on")

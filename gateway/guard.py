@@ -1,0 +1,73 @@
+"""What is refused before a request is looked at: foreign host names, wrong media types, bodies that are too large.
+
+Without authentication any web page could drive a gateway on its visitor's machine. Two checks stop that. A browser
+sends the name it was told to connect to as ``Host``, so a rebound DNS name shows; and it sends ``application/json`` to
+another origin only after a preflight, which is never granted here. An empty body needs the media type as well, since a
+page may send one without any.
+
+The host check applies while the gateway is bound to a loopback address; bound to others (``BANANAS_AUTH=none``) it
+is reached by names that only its operator knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Final
+
+from flask import request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from bananas.errors import HostNotAllowed, PayloadTooLarge, UnsupportedMedia
+from gateway.listen import is_loopback
+
+JSON: Final = "application/json"
+OCTETS: Final = "application/octet-stream"
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
+
+
+@functools.lru_cache(maxsize=256)
+def _names_loopback(header: str) -> bool:
+    match = _HOST.fullmatch(header)
+    return match is not None and is_loopback(match[1].strip("[]"))
+
+
+def check_host() -> None:
+    """Before every request; raises HostNotAllowed."""
+    host = request.environ.get("HTTP_HOST", "")
+    if not _names_loopback(host):
+        raise HostNotAllowed(
+            f"Host {host[:100]!r} is not served: this gateway has no authentication, so it answers only to "
+            "localhost, 127.0.0.1 and [::1]"
+        )
+
+
+def read_body(limit_bytes: int, media: str = JSON, what: str = "body") -> bytes:
+    """The body; raises UnsupportedMedia or, mostly before a byte of it is read, PayloadTooLarge.
+
+    Args:
+        limit_bytes: the most that is read.
+        what: the name of the body in a message.
+    """
+    if request.mimetype != media:
+        sent = repr(request.mimetype) if request.mimetype else "nothing"
+        raise UnsupportedMedia(f"{request.method} {request.path} takes Content-Type: {media}, not {sent}")
+    size = request.content_length
+    if size is not None and size > limit_bytes:
+        raise too_large(what, size, limit_bytes)
+    request.max_content_length = limit_bytes
+    try:
+        return request.get_data(cache=False)
+    except RequestEntityTooLarge as e:  # sent in chunks, so its size was not known before
+        raise too_large(what, None, limit_bytes) from e
+
+
+def too_large(what: str, size_bytes: int | None, limit_bytes: int) -> PayloadTooLarge:
+    """The error that names what is too large, its size (None: not known, but too large) and the limit."""
+    size = "is larger than allowed" if size_bytes is None else f"has {size_bytes} bytes"
+    return PayloadTooLarge(
+        f"the {what} {size}; the limit is {limit_bytes} bytes; keep large data elsewhere and send its address",
+        size_bytes=size_bytes,
+        limit_bytes=limit_bytes,
+    )

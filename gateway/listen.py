@@ -1,0 +1,87 @@
+"""What must be right before the first process starts: a Redis is named, the address may be served and can be had.
+
+The master imports this, so it must not import Flask or Redis: see ``__main__.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import socket
+from typing import Final
+
+from bananas.errors import ConfigError
+from bananas.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Connections that may wait to be accepted; a burst of clients is not turned away.
+BACKLOG: Final = 2048
+
+
+def is_loopback(host: str) -> bool:
+    """True for a name or address that means this machine and no other, written without a port.
+
+    >>> [is_loopback(h) for h in ("localhost", "127.8.0.1", "::1", "0.0.0.0", "example.com")]
+    [True, True, True, False, False]
+    """
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def redis_url(settings: Settings) -> str:
+    """The URL of the Redis to use; raises ConfigError when none is set."""
+    if not settings.redis_url:
+        raise ConfigError(
+            "BANANAS_REDIS_URL is not set; set it to a running Redis such as redis://127.0.0.1:6379/0, or start "
+            "everything with `bananas up`, which brings its own"
+        )
+    return settings.redis_url
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises ConfigError for an address beyond loopback, unless BANANAS_AUTH=none allows it, which is then warned."""
+    if is_loopback(settings.host):
+        return
+    if settings.auth != "none":
+        raise ConfigError(
+            f"BANANAS_HOST={settings.host} would serve everyone who can reach port {settings.port}, and API tokens are "
+            "not supported by this release; listen on 127.0.0.1, or set BANANAS_AUTH=none to accept that"
+        )
+    log.warning(
+        "no authentication: everyone who can reach %s port %d can deploy and run code", settings.host, settings.port
+    )
+
+
+def url(settings: Settings) -> str:
+    """The address as a client writes it."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket; raises ConfigError when the address cannot be had."""
+    where = f"{settings.host} port {settings.port}"
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # IPv4 first: "localhost" is 127.0.0.1 for most clients.
+        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, protocol)
+    except OSError as e:
+        raise ConfigError(f"cannot listen on {where}: {e.strerror or e}; look at BANANAS_HOST") from e
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as e:
+        listener.close()
+        if e.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{where} is in use by another program; stop that, or set BANANAS_PORT") from e
+        raise ConfigError(f"cannot listen on {where}: {e.strerror}; look at BANANAS_HOST and BANANAS_PORT") from e
+    return listener

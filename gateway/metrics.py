@@ -1,0 +1,117 @@
+"""``/metrics``: read from Redis at the moment of the scrape, so every process of every gateway tells the same.
+
+The scripts count what happens to jobs (docs/decisions/0003); here the counters get their names, units and labels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from bananas import __version__, keys
+from bananas.queue import Counts, LaneDepth, Queue
+from bananas.registry import Registry, RunnerInfo
+
+#: (bucket as in the counters, its ``le`` in seconds), smallest first.
+_BUCKETS: Final = [(str(bound), str(bound / 1000)) for bound in keys.DURATION_BUCKETS_MS]
+
+
+def scrape(queue: Queue, registry: Registry) -> tuple[bytes, str]:
+    """The exposition and its content type; raises RedisUnavailable."""
+    runners = registry.runners()
+    depths = queue.depths(list(registry.pools()))
+    exposition = CollectorRegistry(auto_describe=False)
+    exposition.register(_Snapshot(queue.counts(), depths, runners))
+    return generate_latest(exposition), CONTENT_TYPE_LATEST
+
+
+class _Snapshot(Collector):
+    """Everything that one scrape tells."""
+
+    def __init__(self, counts: Counts, depths: list[LaneDepth], runners: list[RunnerInfo]) -> None:
+        self._counts = counts
+        self._depths = depths
+        self._runners = runners
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("bananas_up", "1 while the gateway reaches Redis", 1)
+        build = GaugeMetricFamily("bananas_build_info", "The version that answers", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        yield from self._sizes()
+        yield from self._jobs()
+        yield self._durations()
+        yield from self._live()
+
+    def _sizes(self) -> Iterator[Metric]:
+        queued = GaugeMetricFamily("bananas_queue_depth", "Jobs ready to run", labels=["pool", "priority"])
+        oldest = GaugeMetricFamily(
+            "bananas_queue_oldest_seconds", "How long the next job has waited", labels=["pool", "priority"]
+        )
+        for lane in self._depths:
+            queued.add_metric([lane.pool, lane.priority], lane.queued)
+            oldest.add_metric([lane.pool, lane.priority], lane.oldest_ms / 1000)
+        yield from (queued, oldest)
+        counts = self._counts
+        yield GaugeMetricFamily("bananas_scheduled_jobs", "Jobs that wait for their time or a retry", counts.scheduled)
+        yield GaugeMetricFamily("bananas_processing_jobs", "Jobs that a runner holds", counts.leased)
+        yield GaugeMetricFamily("bananas_dead_letters", "Failed jobs whose records are kept", counts.dead)
+
+    def _jobs(self) -> Iterator[Metric]:
+        accepted = CounterMetricFamily("bananas_jobs_accepted", "Jobs taken into the queue", labels=["function"])
+        ended = CounterMetricFamily("bananas_jobs", "Attempts that ended, by outcome", labels=["function", "outcome"])
+        dead = CounterMetricFamily("bananas_dead_letters", "Jobs that failed for good", labels=["reason"])
+        for name, value in sorted(self._counts.counters.items()):
+            match name.split(":"):
+                case ["enqueued", function]:
+                    accepted.add_metric([function], value)
+                case ["outcome", function, outcome]:
+                    ended.add_metric([function, outcome], value)
+                case ["dead", reason]:
+                    dead.add_metric([reason], value)
+        yield from (accepted, ended, dead)
+        for name, text in _PLAIN.items():
+            yield CounterMetricFamily(f"bananas_{name}", text, self._counts.counters.get(_FIELDS.get(name, name), 0))
+
+    def _durations(self) -> Metric:
+        family = HistogramMetricFamily("bananas_job_duration_seconds", "Runs of handlers", labels=["function"])
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        for name, value in self._counts.counters.items():
+            match name.split(":"):
+                case ["ms", function, bucket]:
+                    found[function][bucket] = value
+        for function, runs in sorted(found.items()):
+            total, buckets = 0.0, []
+            for bucket, le in [*_BUCKETS, ("inf", "+Inf")]:
+                total += runs.get(bucket, 0)
+                buckets.append((le, total))
+            sum_ms = self._counts.counters.get(f"ms_sum:{function}", 0)
+            family.add_metric([function], buckets, sum_ms / 1000)
+        return family
+
+    def _live(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("bananas_runners", "Live runners", len(self._runners))
+        busy = GaugeMetricFamily("bananas_runner_busy", "Attempts in flight", labels=["runner"])
+        boxes = GaugeMetricFamily("bananas_sandboxes", "Sandboxes", labels=["runner", "pool", "state"])
+        for runner in self._runners:
+            busy.add_metric([runner.id], runner.busy)
+            for place, number in sorted(runner.sandboxes.items()):
+                pool, _, state = place.rpartition("/")
+                boxes.add_metric([runner.id, pool, state], number)
+        yield from (busy, boxes)
+
+
+#: Counters without labels, and where their field has another name.
+_PLAIN: Final = {
+    "retries": "Attempts that were put off to be tried again",
+    "jobs_cancelled": "Jobs that were cancelled",
+    "dead_letters_trimmed": "Records of failed jobs dropped because there were too many",
+    "orphans": "Ids that were met without a record",
+}
+_FIELDS: Final = {"jobs_cancelled": "cancelled", "dead_letters_trimmed": "trimmed"}

@@ -1,0 +1,114 @@
+"""Errors as RFC 9457 problems: which status an error has, and what its body says.
+
+Errors of ours are raised where they are known and become a problem here, nowhere else. An exception that nobody
+foresaw becomes a 500 with a request id; its traceback goes to the log under that id and never to the client.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+from bananas.errors import BananasError, Unavailable
+
+log = logging.getLogger(__name__)
+
+#: Stable code → HTTP status and title.
+STATUSES: Final[dict[str, tuple[int, str]]] = {
+    "request": (400, "The request is wrong"),
+    "invalid-request": (422, "The request is not valid"),
+    "too-large": (413, "The body is too large"),
+    "unsupported-media-type": (415, "The body has the wrong type"),
+    "host-not-allowed": (403, "This host name is not served"),
+    "unknown-function": (404, "No such function"),
+    "unknown-job": (404, "No such job"),
+    "job-expired": (410, "The job's record is gone"),
+    "unknown-bundle": (422, "No such bundle"),
+    "unknown-pool": (422, "Not a pool for this"),
+    "job-finished": (409, "The job is already over"),
+    "unavailable": (503, "Not possible right now"),
+    "redis-unavailable": (503, "Redis does not answer"),
+    "queue-full": (429, "The queue is full"),
+    "no-live-runner": (503, "No live runner serves the pool"),
+    "not-ready": (503, "The gateway is not ready"),
+    # How a synchronous call can end other than well.
+    "handler-error": (500, "The handler raised an error"),
+    "sandbox-died": (502, "The sandbox died"),
+    "sandbox-start": (502, "The sandbox did not start"),
+    "timeout": (504, "The call took too long"),
+    "job-cancelled": (409, "The job was cancelled"),
+    # What Flask finds wrong by itself.
+    "not-found": (404, "Nothing is here"),
+    "method-not-allowed": (405, "This method is not served here"),
+    "internal-error": (500, "The gateway failed"),
+}
+#: Seconds after which a client may try again, for errors that pass.
+_RETRY_AFTER_S: Final = {"queue-full": 5, "no-live-runner": 2}
+_HTTP_CODES: Final = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
+
+
+def problem(code: str, detail: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> Response:
+    """A problem answer; ``facts`` are further members of its body and must be encodable by msgspec."""
+    status, title = STATUSES[code]
+    return _answer(code, status, title, detail, dict(headers or {}), facts)
+
+
+def _answer(
+    code: str, status: int, title: str, detail: str, headers: dict[str, str], facts: Mapping[str, Any]
+) -> Response:
+    body = {
+        **{name: value for name, value in facts.items() if value is not None},
+        "type": f"urn:bananas:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return Response(msgspec.json.encode(body), status, headers, mimetype="application/problem+json")
+
+
+def of_error(error: BananasError) -> Response:
+    """The problem of one of our errors; one without a status of its own is our fault."""
+    if error.code not in STATUSES:
+        return _unforeseen(error)
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(_RETRY_AFTER_S.get(error.code, 1))
+    details = {name: value for name, value in error.details.items() if name != "headers"}
+    return problem(error.code, str(error), headers=headers, **details)
+
+
+def _of_http(error: HTTPException) -> Response | HTTPException:
+    """Flask's own: no route, wrong method, a body that breaks HTTP."""
+    if isinstance(error, RequestRedirect):
+        return error
+    status = error.code or 500
+    headers = {k: v for k, v in error.get_headers() if k.lower() not in ("content-type", "content-length")}
+    code = _HTTP_CODES.get(status, "request" if status < 500 else "internal-error")
+    detail = f"{request.method} {request.path}: {error.description}"
+    if code == "method-not-allowed":
+        detail = f"{request.method} is not served at {request.path}; allowed: {headers.get('Allow', '')}"
+    elif code == "not-found":
+        detail = f"nothing is at {request.path}; the calls are listed in docs/http-api.md"
+    return _answer(code, status, STATUSES[code][1], detail, headers, {})
+
+
+def _unforeseen(error: Exception) -> Response:
+    request_id = uuid.uuid4().hex[:12]
+    log.error("request=%s %s %s failed", request_id, request.method, request.path, exc_info=error)
+    return problem("internal-error", f"see request {request_id} in the gateway's log", request=request_id)
+
+
+def register(app: Flask) -> None:
+    """Make every error of ``app`` a problem."""
+    app.register_error_handler(BananasError, of_error)
+    app.register_error_handler(HTTPException, _of_http)
+    # The top of every request: whatever nobody foresaw is logged and hidden.
+    app.register_error_handler(Exception, _unforeseen)

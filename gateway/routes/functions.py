@@ -1,0 +1,86 @@
+"""``/functions`` and ``/bundles``: deploy, look, remove, call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from bananas.errors import UnknownFunction
+from bananas.registry import Registry
+from bananas.settings import LIMITS
+from bananas.spec import Deployment, Version
+from gateway import bodies
+from gateway.answers import iso, json_answer
+from gateway.guard import OCTETS, read_body
+from gateway.invoke import Invoker
+
+#: A spec is short, apart from its ``env``.
+_DEPLOYMENT_BYTES = 256 * 1024
+
+
+class FunctionRoutes:
+    """The calls on functions and the archives they are made of."""
+
+    def __init__(self, registry: Registry, invoker: Invoker) -> None:
+        self._registry = registry
+        self._invoker = invoker
+
+    def blueprint(self) -> Blueprint:
+        """The routes, to be registered with the app."""
+        routes = Blueprint("functions", __name__)
+        routes.add_url_rule("/functions", view_func=self.list, methods=["GET"])
+        routes.add_url_rule("/functions/<name>", view_func=self.show, methods=["GET"])
+        routes.add_url_rule("/functions/<name>", view_func=self.deploy, methods=["PUT"])
+        routes.add_url_rule("/functions/<name>", view_func=self.remove, methods=["DELETE"])
+        routes.add_url_rule("/functions/<name>/invoke", view_func=self.invoke, methods=["POST"])
+        routes.add_url_rule("/bundles/<sha256>", view_func=self.has_bundle, methods=["GET"])  # Flask adds HEAD
+        routes.add_url_rule("/bundles/<sha256>", view_func=self.put_bundle, methods=["PUT"])
+        return routes
+
+    def list(self) -> Response:
+        """The current version of every function."""
+        return json_answer({"functions": [_public(version) for version in self._registry.versions()]})
+
+    def show(self, name: str) -> Response:
+        """The current version of one."""
+        return json_answer(_public(self._registry.current(name)))
+
+    def deploy(self, name: str) -> Response:
+        """Make a version the current one."""
+        bodies.checked_name(name, "function")
+        deployment = Deployment.decode(read_body(_DEPLOYMENT_BYTES, what="deployment"))
+        version, changed = self._registry.deploy(name, deployment)
+        return json_answer({"name": name, "version": version.version, "changed": changed})
+
+    def remove(self, name: str) -> Response:
+        """Take it away; queued jobs still run."""
+        if not self._registry.remove(name):
+            raise UnknownFunction(f"no function {name[:60]!r} is deployed", function=name[:60])
+        return Response(status=204)
+
+    def invoke(self, name: str) -> Response:
+        """A synchronous call."""
+        payload = bodies.sync_payload(name, read_body(LIMITS.payload_bytes, what="payload"))
+        return self._invoker.call(name, payload, request.environ)
+
+    def has_bundle(self, sha256: str) -> Response:
+        """200 when the archive is here; never its content."""
+        return Response(status=200 if self._registry.has_bundle(bodies.checked_sha256(sha256)) else 404)
+
+    def put_bundle(self, sha256: str) -> Response:
+        """Store an archive under its digest."""
+        bodies.checked_sha256(sha256)
+        self._registry.put_bundle(sha256, read_body(LIMITS.bundle_bytes, OCTETS, "bundle"))
+        return json_answer({"sha256": sha256}, 201)
+
+
+def _public(version: Version) -> dict[str, Any]:
+    return {
+        "name": version.function,
+        "version": version.version,
+        "spec": version.spec,
+        "bundles": version.bundles,
+        "abi": version.abi,
+        "deployed_at": iso(version.deployed_at_ms),
+    }

@@ -1,0 +1,105 @@
+"""Pools, runtimes, runners, health and metrics: what an operator and their tools look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from bananas.health import Check, Health
+from bananas.queue import Queue
+from bananas.registry import Registry, RunnerInfo
+from bananas.spec import PoolSpec
+from gateway import bodies, metrics
+from gateway.answers import iso, json_answer
+from gateway.guard import read_body
+from gateway.problems import problem
+
+_POOL_BYTES = 64 * 1024
+_NO_RUNNER = Check("runners", "warning", "no runner is live: jobs are taken and wait; start one with `bananas runner`")
+
+
+class OperateRoutes:
+    """The calls on the installation itself."""
+
+    def __init__(self, queue: Queue, registry: Registry, health: Health) -> None:
+        self._queue = queue
+        self._registry = registry
+        self._health = health
+
+    def blueprint(self) -> Blueprint:
+        """The routes, to be registered with the app."""
+        routes = Blueprint("operate", __name__)
+        routes.add_url_rule("/pools", view_func=self.pools, methods=["GET"])
+        routes.add_url_rule("/pools/<name>", view_func=self.put_pool, methods=["PUT"])
+        routes.add_url_rule("/runtimes", view_func=self.runtimes, methods=["GET"])
+        routes.add_url_rule("/runners", view_func=self.runners, methods=["GET"])
+        routes.add_url_rule("/healthz", view_func=self.healthz, methods=["GET"])
+        routes.add_url_rule("/readyz", view_func=self.readyz, methods=["GET"])
+        routes.add_url_rule("/metrics", view_func=self.metrics, methods=["GET"])
+        return routes
+
+    def pools(self) -> Response:
+        """Every pool with what waits and runs in it."""
+        pools, runners = self._registry.pools(), self._registry.runners()
+        queued: dict[str, dict[str, int]] = {name: {} for name in pools}
+        for lane in self._queue.depths(list(pools)):
+            queued[lane.pool][lane.priority] = lane.queued
+        listed = [
+            {
+                "name": name,
+                "spec": spec,
+                "queued": queued[name],
+                "processing": sum(runner.sandboxes.get(f"{name}/busy", 0) for runner in runners),
+                "runners": sum(runner.serves(name) for runner in runners),
+            }
+            for name, spec in pools.items()
+        ]
+        return json_answer({"pools": listed})
+
+    def put_pool(self, name: str) -> Response:
+        """Create or change a pool."""
+        bodies.checked_name(name, "pool")
+        changed = self._registry.put_pool(name, PoolSpec.decode(read_body(_POOL_BYTES, what="pool")))
+        return json_answer({"name": name, "changed": changed})
+
+    def runtimes(self) -> Response:
+        """What runners can run each runtime with, and the ABI that deploys install for."""
+        found = self._registry.runtimes()
+        return json_answer({"runtimes": {k: {**msgspec.structs.asdict(v), "abi": v.abi} for k, v in found.items()}})
+
+    def runners(self) -> Response:
+        """Every live runner."""
+        return json_answer({"runners": [_public(runner) for runner in self._registry.runners()]})
+
+    def healthz(self) -> Response:
+        """200 while this process answers, whatever Redis does."""
+        return json_answer({"status": "ok"})
+
+    def readyz(self) -> Response:
+        """200 when jobs can be taken and kept; warnings are told but do not count."""
+        checks = self._health.check()
+        if failed := [check for check in checks if check.status == "failed"]:
+            return problem("not-ready", "; ".join(check.detail for check in failed), checks=checks)
+        if not self._registry.runners():
+            checks.append(_NO_RUNNER)
+        return json_answer({"status": "ready", "checks": checks})
+
+    def metrics(self) -> Response:
+        """Prometheus text, from Redis at this moment."""
+        text, content_type = metrics.scrape(self._queue, self._registry)
+        return Response(text, content_type=content_type)
+
+
+def _public(runner: RunnerInfo) -> dict[str, Any]:
+    return {
+        "id": runner.id,
+        "host": runner.host,
+        "pid": runner.pid,
+        "pools": runner.pools,
+        "seen_at": iso(runner.seen_at_ms),
+        "started_at": iso(runner.started_at_ms),
+        "busy": runner.busy,
+        "sandboxes": runner.sandboxes,
+    }
