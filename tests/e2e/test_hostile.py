@@ -13,7 +13,7 @@ HANDLERS = {
     "raises": "def handle(event, context):\n    raise ValueError('the reason')\n",
     "exits": "import os\ndef handle(event, context):\n    print('last words')\n    os._exit(3)\n",
     "sysexit": "import sys\ndef handle(event, context):\n    sys.exit(2)\n",
-    "floods": "def handle(event, context):\n    for _ in range(100_000):\n        print('x' * 999)\n    return 'done'\n",
+    "floods": "def handle(event, context):\n    for _ in range(10**5):\n        print('x' * 999)\n    return 'done'\n",
     "hangs": "import time\ndef handle(event, context):\n    print('going to hang')\n    time.sleep(600)\n",
     # A regular expression that backtracks without end holds the interpreter in C code.
     "holds": "import re\ndef handle(event, context):\n    return bool(re.match(r'(a+)+$', 'a' * 40 + 'b'))\n",
