@@ -1,0 +1,256 @@
+"""The worker: the process that loads and runs user code. Forked by ``guard.py`` before there is any.
+
+It answers one ``init`` and then one ``invoke`` after the other. Whatever user code raises is an answer; what it does to
+the process (``os._exit``, a crash, closing our descriptors) ends the worker, and the keeper reports that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import logs, wire
+from .children import Children
+from .context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Exit statuses (after sysexits.h): a bug of the shim, the runner broke the protocol.
+STATUS_SOFTWARE, STATUS_PROTOCOL = 70, 76
+#: Our descriptors move up to here, out of the way of ``os.closerange(3, 256)`` and other habits of daemons.
+_HIGH_FD = 1000
+#: In a sandbox that runs out of memory the kernel shall end user code, not the keeper that reports it.
+_OOM_SCORE = b"500"
+_JSON_TYPES = "return dict, list, str, number, bool or None"
+_ASYNC = 0x80  # inspect.CO_COROUTINE, without importing inspect
+
+_encode_result = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
+
+
+class Refused(Exception):
+    """The handler's answer cannot be sent; ``kind`` is the error's type for the client."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def run(root: str, sock: socket.socket, log_pipe: tuple[int, int], state: memoryview, children: Children) -> NoReturn:
+    """Become the worker: never returns. ``log_pipe`` is the read and the write end."""
+    status = STATUS_SOFTWARE
+    try:
+        link = wire.Link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, _move_up(sock.detach())), state)
+        output = logs.Logs(_move_up(log_pipe[0]), link, state)
+        _settle_in(log_pipe[1])
+        os.register_at_fork(after_in_child=link.close)
+        output.start()
+        Worker(root, link, output, children).serve()
+        status = 0
+    except wire.ProtocolBreach as e:
+        status = STATUS_PROTOCOL
+        print(f"bananas: the runner broke the protocol: {e}", file=sys.stderr)
+    except OSError as e:
+        status = logs.STATUS_IO
+        print(f"bananas: the sandbox lost its connection: {e}", file=sys.stderr)
+    except BaseException:  # noqa: BLE001 - the top of the process: print it and end
+        sys.excepthook(*sys.exc_info())
+    finally:
+        logs.flush()
+        os._exit(status)
+
+
+def _move_up(fd: int) -> int:
+    """The same file under a high number that programs started from here do not inherit."""
+    import fcntl
+
+    limit = os.sysconf("SC_OPEN_MAX")
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(_HIGH_FD, limit - 16) if limit > 64 else 3)
+    os.close(fd)
+    return high
+
+
+def _settle_in(log_fd: int) -> None:
+    """Own process group, standard streams on the log pipe, no input, first in line for the kernel's OOM killer."""
+    import faulthandler
+
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    if null > 2:
+        os.close(null)
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115 - stays open
+    sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc]
+    sys.argv = [""]
+    faulthandler.enable(file=2, all_threads=False)
+    try:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+            file.write(_OOM_SCORE)
+    except OSError:
+        pass  # no such file in this kind of sandbox: the engine's own OOM report has to do
+
+
+def _stream(fd: int) -> Any:
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+class Worker:
+    """State of one sandbox: unbound, then bound to one function for the rest of its life."""
+
+    def __init__(self, root: str, link: wire.Link, output: logs.Logs, children: Children) -> None:
+        self._root = root
+        self._link = link
+        self._logs = output
+        self._children = children
+        self._pid = os.getpid()
+        self._was_init = False
+        self._handler: Callable[[Any, Context], Any] | None = None
+        self._function = ""
+        self._version = ""
+        self._result_bytes = 0
+
+    def serve(self) -> None:
+        """Answer frames until the runner sends no more."""
+        while (frame := self._link.read()) is not None:
+            kind, call_id, meta, body = frame
+            if kind == wire.INVOKE and self._handler is not None:
+                self._invoke(call_id, meta, body)
+            elif kind == wire.INIT and not self._was_init:
+                self._was_init = True
+                self._init(meta)
+            else:
+                self._refuse(kind, call_id)
+
+    def _refuse(self, kind: int, call_id: int) -> NoReturn:
+        """A sandbox is bound once. Anything out of turn ends it, so that no call ever runs in the wrong function."""
+        what = "a second init" if kind == wire.INIT else "a call before init" if kind == wire.INVOKE else "nonsense"
+        message = f"the sandbox got {what} (frame kind {kind}) and ends"
+        meta = wire.encode_meta({"kind": "protocol", "type": "ProtocolError", "message": message, "reusable": False})
+        with self._logs.lock:
+            self._link.send(wire.ERROR, call_id, meta, b"")
+        raise wire.ProtocolBreach(message)
+
+    def _init(self, meta: dict[str, Any]) -> None:
+        began_s = time.perf_counter()
+        self._logs.begin(0, int(meta["log_bytes"]))
+        try:
+            if meta["protocol"] != wire.PROTOCOL:
+                raise RuntimeError(f"the runner speaks protocol {meta['protocol']}, the sandbox {wire.PROTOCOL}")
+            self._function, self._version = meta["function"], meta["version"]
+            self._result_bytes = int(meta["result_bytes"])
+            self._prepare(meta)
+            self._handler = _load(meta["handler"])
+        except BaseException as e:  # noqa: BLE001 - loading runs user code, which may raise anything
+            error = {"kind": "init", **_describe(e, "while it was loaded")}
+            self._answer(wire.ERROR, 0, wire.encode_meta(error), b"")
+        else:
+            ready = {"python": sys.version.split()[0], "init_ms": _since_ms(began_s)}
+            self._answer(wire.READY, 0, wire.encode_meta(ready), b"")
+
+    def _prepare(self, meta: dict[str, Any]) -> None:
+        os.environ.update(meta["env"])
+        if "TZ" in meta["env"]:
+            time.tzset()
+        code = os.path.join(self._root, "code")
+        sys.path[:0] = [code, os.path.join(self._root, "deps")] if meta["deps"] else [code]
+        os.chdir(code)
+
+    def _invoke(self, call_id: int, meta: dict[str, Any], payload: bytes) -> None:
+        assert self._handler is not None
+        began_s = time.perf_counter()
+        self._logs.begin(call_id)
+        context = Context(self._function, self._version, meta["job"], meta["attempt"], meta["timeout_ms"] / 1000)
+        try:
+            result = self._handler(json.loads(payload.decode()), context)
+            self._end_if_forked()
+            body = self._encode(result)
+        except BaseException as e:  # noqa: BLE001 - whatever the handler raises is its answer
+            self._end_if_forked()
+            self._fail(call_id, e, began_s)
+            return
+        trouble = self._children.trouble()
+        if trouble:
+            answer = wire.encode_meta({"run_ms": _since_ms(began_s), "reusable": False, "why_not": trouble})
+        else:
+            answer = b'{"run_ms":%.3f}' % _since_ms(began_s)
+        self._answer(wire.RESULT, call_id, answer, body)
+
+    def _fail(self, call_id: int, exc: BaseException, began_s: float) -> None:
+        error = {"kind": "handler", **_describe(exc, "in the handler"), "run_ms": _since_ms(began_s)}
+        trouble = "ran out of memory" if isinstance(exc, MemoryError) else self._children.trouble()
+        if trouble:
+            error |= {"reusable": False, "why_not": trouble}
+        self._answer(wire.ERROR, call_id, wire.encode_meta(error), b"")
+
+    def _answer(self, kind: int, call_id: int, meta: bytes, body: bytes) -> None:
+        logs.flush()
+        with self._logs.lock:
+            self._logs.finish()
+            self._link.send(kind, call_id, meta, body)
+
+    def _end_if_forked(self) -> None:
+        """A child that user code forked and that came back from the handler must not answer for its parent."""
+        if os.getpid() != self._pid:
+            logs.flush()
+            os._exit(0)
+
+    def _encode(self, result: Any) -> bytes:
+        """JSON text of the handler's result; raises Refused."""
+        try:
+            body = _encode_result(result).encode()
+        except MemoryError:
+            raise
+        except Exception as e:  # noqa: BLE001 - subclasses of dict and list run user code here
+            kind = type(result).__name__
+            article = "an" if kind[:1].lower() in tuple("aeiou") else "a"
+            # "Object of type set is not JSON serializable" adds something when it is not the result itself.
+            inside = "" if isinstance(e, TypeError) and str(e).startswith(f"Object of type {kind} ") else f" ({e})"
+            raise Refused(
+                "ResultNotJson",
+                f"{self._function} returned {article} {kind}, which is not JSON{inside}; {_JSON_TYPES}",
+            ) from None
+        if len(body) > self._result_bytes:
+            raise Refused(
+                "ResultTooLarge",
+                f"{self._function} returned {len(body)} bytes of JSON, the limit is {self._result_bytes}; "
+                "store large results elsewhere and return where they are",
+            )
+        return body
+
+
+def _load(handler: str) -> Callable[[Any, Context], Any]:
+    """Import ``package.module.function``; raises what the import raises, or says what is wrong with the name."""
+    module_name, _, name = handler.rpartition(".")
+    __import__(module_name)
+    module = sys.modules[module_name]
+    function = getattr(module, name, None)
+    if function is None:
+        raise AttributeError(f"the handler is {handler}, but module {module_name} has no {name}")
+    if not callable(function):
+        raise TypeError(f"the handler {handler} is a {type(function).__name__}, not a function")
+    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _ASYNC:
+        raise TypeError(f"the handler {handler} is async; write a plain function that calls asyncio.run")
+    return function  # type: ignore[no-any-return]
+
+
+def _describe(exc: BaseException, where: str) -> dict[str, Any]:
+    if isinstance(exc, Refused):
+        return {"type": exc.kind, "message": str(exc)}
+    from . import report
+
+    return report.describe(exc, where)
+
+
+def _since_ms(began_s: float) -> float:
+    return round((time.perf_counter() - began_s) * 1000, 3)
