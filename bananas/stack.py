@@ -36,8 +36,8 @@ MAIL_PORT = 2525
 REDIS_START_S = 30.0
 REDIS_STOP_S = 10.0
 GATEWAY_START_S = 30.0
-#: Open calls may finish; gunicorn gives them its graceful timeout.
-GATEWAY_STOP_S = 35.0
+#: After its grace, in which open calls may finish.
+GATEWAY_EXIT_S = 10.0
 #: The first start proves the state directory with a sandbox.
 RUNNER_START_S = 60.0
 #: After its grace, a runner ends its sandboxes and leaves.
@@ -154,6 +154,7 @@ class Stack:
                 check_port(self.host, self.port)
                 code = self.supervisor.run()
         finally:
+            self.supervisor.close()
             self.live.set()
             self.settled.set()
         if self.supervisor.problem:
@@ -186,7 +187,7 @@ class Stack:
             ready_line="gateway listening on",
             check=self._gateway_is_ready,
             start_s=GATEWAY_START_S,
-            stop_s=GATEWAY_STOP_S,
+            stop_s=grace_s + GATEWAY_EXIT_S,
         )
         add(gateway, needs)
         runner = Program(

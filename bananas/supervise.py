@@ -117,8 +117,14 @@ class Supervisor:
         finally:
             for unit in self._units[::-1]:
                 self._stop_unit(unit)
-            self._close()
+            self.close()
         return 1 if self.problem else 0
+
+    def close(self) -> None:
+        """Release what waiting needs; ``run`` does it at its end. Idempotent."""
+        self._selector.close()
+        self._woken.close()
+        self._waker.close()
 
     def _turn(self) -> None:
         now_s = time.monotonic()
@@ -279,8 +285,3 @@ class Supervisor:
             self._selector.unregister(unit.pidfd)
             os.close(unit.pidfd)
             unit.pidfd = None
-
-    def _close(self) -> None:
-        self._selector.close()
-        self._woken.close()
-        self._waker.close()

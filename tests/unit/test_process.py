@@ -84,7 +84,7 @@ def running() -> Iterator[Running]:
         running.supervisor.stop()
         running.join()
     else:
-        running.supervisor._close()
+        running.supervisor.close()
 
 
 def program(name: str, code: str, *args: str, **options: object) -> Program:
