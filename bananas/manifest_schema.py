@@ -178,8 +178,10 @@ class Root(_Keys):
     """The file bananas.yaml."""
 
     version: Annotated[int, Key(kinds.VERSION, "The version of this format.")]
-    pools: dict[_Name, Pool | None] | None = None
-    functions: dict[_Name, Function | None] | None = None
+    pools: Annotated[
+        dict[_Name, Pool | None], Key(kinds.NAMED, "Routes by name; default may be among them, and exists anyway.")
+    ] = LEFT_OUT
+    functions: Annotated[dict[_Name, Function | None], Key(kinds.NAMED, "Functions by name.")] = LEFT_OUT
 
 
 def problems(data: object) -> tuple[Root | None, list[tuple[Loc, str, bool]]]:

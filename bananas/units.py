@@ -43,4 +43,4 @@ def show_time(ms: float) -> str:
     for unit in ("d", "h", "m", "s"):
         if ms >= _TIME_MS[unit] and ms % _TIME_MS[unit] == 0:
             return f"{int(ms // _TIME_MS[unit])}{unit}"
-    return f"{ms:g}ms"
+    return f"{int(ms)}ms" if ms == int(ms) else f"{ms:g}ms"

@@ -90,7 +90,7 @@ class Node:
     def locate(self, loc: Loc, *, key: bool = False) -> tuple[Mark, Loc]:
         """The place of the value at ``loc`` (of its key with ``key=True``), and the part of ``loc`` that exists.
 
-        A mapping is pointed at by its key, for its value begins a line further down. When the last parts of ``loc``
+        A mapping is pointed at by its key, for its value begins a line further down; so is a value left empty. When the last parts of ``loc``
         do not exist, the place is that of the deepest value that does.
         """
         node, at = self, self.mark
@@ -102,7 +102,7 @@ class Node:
                 key_at = node.mark
             else:
                 return at, loc[:depth]
-            at = key_at if key or isinstance(node.value, dict) else node.mark
+            at = key_at if key or isinstance(node.value, dict | None) else node.mark
         return at, loc
 
 

@@ -1,0 +1,173 @@
+"""``bananas invoke`` and ``bananas jobs``: call functions, and follow what became of the calls."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from bananas.cli.output import client, output_option, print_json, print_record, read_payload, time_option
+from bananas.settings import LIMITS
+from bananas.spec import MAX_RETRIES, PRIORITIES
+from bananas.units import parse_time_ms
+
+if TYPE_CHECKING:
+    from bananas.client import Client
+
+_OVER = ("completed", "failed", "cancelled")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("payload", required=False)
+@click.option("--async", "is_async", is_flag=True, help="Queue it as a job and return at once.")
+@output_option
+def invoke(name: str, payload: str | None, is_async: bool, output: str) -> int:
+    """Call a function and print its result.
+
+    PAYLOAD is JSON, - for stdin, or @file; without it the event is {}.
+    A call that fails is not tried again; with --async the function's retries apply.
+
+    \b
+    Example:
+      bananas invoke hello '{"name": "Ada"}'
+      bananas invoke hello @event.json --async
+    """
+    body = read_payload(payload)
+    with client() as gateway:
+        if is_async:
+            return _submitted(gateway.submit(name, body), output)
+        click.echo(gateway.invoke(name, body).decode(errors="replace"))
+    return 0
+
+
+@click.group()
+def jobs() -> None:
+    """Queue, show, cancel jobs; read their logs.
+
+    \b
+    Example:
+      bananas jobs submit hello '{"name": "Ada"}' --delay 10s
+    """
+
+
+@jobs.command()
+@click.argument("name")
+@click.argument("payload", required=False)
+@click.option("--priority", type=click.Choice(PRIORITIES), help="Else the function's.")
+@click.option("--pool", help="Another pool, if the function allows it.")
+@time_option("--delay", "Run it after this time, such as 10s.")
+@click.option("--run-at", metavar="WHEN", help="Run it at this time (RFC 3339 with a zone).")
+@click.option("--retries", type=click.IntRange(0, MAX_RETRIES), help="Fewer retries than the function's.")
+@time_option("--timeout", "A shorter timeout than the function's.")
+@time_option("--expires-after", "Give up if it has not begun after this time.")
+@time_option("--wait", "Wait this long for its end; exit code 4 when it failed.")
+@output_option
+def submit(name: str, payload: str | None, wait: str | None, output: str, **options: Any) -> int:
+    """Queue a job and print its id.
+
+    \b
+    Example:
+      bananas jobs submit report @month.json --priority low --wait 5m
+    """
+    if options["delay"] and options["run_at"]:
+        raise click.UsageError("--delay and --run-at exclude each other; give one of them")
+    body = read_payload(payload)
+    with client() as gateway:
+        job = gateway.submit(name, body, **options)
+        if wait is None:
+            return _submitted(job, output)
+        record = _until_over(gateway, job["id"], parse_time_ms(wait) / 1000)
+    _print(record, output)
+    return _verdict(record, wait)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@time_option("--wait", "Wait this long for its end.")
+@output_option
+def show(job_id: str, wait: str | None, output: str) -> None:
+    """Show a job: state, attempts, result.
+
+    \b
+    Example:
+      bananas jobs show 019ab1f2-… --wait 30s
+    """
+    with client() as gateway:
+        _print(_until_over(gateway, job_id, parse_time_ms(wait) / 1000 if wait else 0), output)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@output_option
+def logs(job_id: str, output: str) -> None:
+    """Print what a job's attempts wrote to stdout and stderr.
+
+    \b
+    Example:
+      bananas jobs logs 019ab1f2-…
+    """
+    with client() as gateway:
+        text = gateway.logs(job_id)
+    if output == "json":
+        print_json({"id": job_id, "logs": text})
+    else:
+        click.echo(text, nl=bool(text) and not text.endswith("\n"))
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@output_option
+def cancel(job_id: str, output: str) -> None:
+    """Cancel a job; one that runs is stopped.
+
+    \b
+    Example:
+      bananas jobs cancel 019ab1f2-…
+    """
+    with client() as gateway:
+        answer = gateway.cancel(job_id)
+    if output == "json":
+        print_json(answer)
+    else:
+        click.echo(f"{answer['id']} {answer['status']}")
+
+
+def _submitted(job: dict[str, Any], output: str) -> int:
+    if output == "json":
+        print_json(job)
+    else:
+        click.echo(job["id"])
+    return 0
+
+
+def _until_over(gateway: Client, job_id: str, wait_s: float) -> dict[str, Any]:
+    """The record at the job's end, or as it is after ``wait_s``."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        left_s = deadline_s - time.monotonic()
+        record = gateway.job(job_id, wait_s=min(left_s, LIMITS.wait_s) if left_s > 0 else None)
+        if record["status"] in _OVER or left_s <= 0:
+            return record
+
+
+def _print(record: dict[str, Any], output: str) -> None:
+    if output == "json":
+        print_json(record)
+    else:
+        print_record(record)
+
+
+def _verdict(record: dict[str, Any], wait: str) -> int:
+    from bananas.cli import JobFailed
+    from bananas.errors import BananasError
+
+    if record["status"] == "completed":
+        return 0
+    if record["status"] not in _OVER:
+        raise BananasError(
+            f"job {record['id']} is still {record['status']} after {wait}; see it with `bananas jobs show`"
+        )
+    reason = f" ({record['reason']})" if record.get("reason") else ""
+    raise JobFailed(f"job {record['id']} {record['status']}{reason} after {record['attempts']} attempts")

@@ -1,0 +1,132 @@
+"""``bananas functions``, ``pools`` and ``runners``: what is deployed and who is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from bananas.cli.output import ago, client, output_option, print_json, print_table
+from bananas.units import show_time
+
+
+@click.group()
+def functions() -> None:
+    """List and remove deployed functions.
+
+    \b
+    Example:
+      bananas functions ls
+    """
+
+
+@functions.command("ls")
+@output_option
+def ls(output: str) -> None:
+    """List what is deployed.
+
+    \b
+    Example:
+      bananas functions ls -o json
+    """
+    with client() as gateway:
+        found = gateway.functions()
+    if output == "json":
+        print_json(found)
+        return
+    rows = (
+        (
+            f["name"],
+            f["version"],
+            f["spec"].get("runtime"),
+            f["spec"].get("pool"),
+            _time(f["spec"]),
+            ago(f["deployed_at"]),
+        )
+        for f in found
+    )
+    print_table(("NAME", "VERSION", "RUNTIME", "POOL", "TIMEOUT", "DEPLOYED"), rows)
+
+
+def _time(spec: dict[str, Any]) -> str:
+    return show_time(spec["timeout_ms"]) if "timeout_ms" in spec else ""
+
+
+@functions.command("rm")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@output_option
+def rm(names: tuple[str, ...], output: str) -> None:
+    """Remove functions; their queued jobs still run.
+
+    \b
+    Example:
+      bananas functions rm hello
+    """
+    with client() as gateway:
+        for name in names:
+            gateway.delete_function(name)
+            if output == "table":
+                click.echo(f"{name} removed")
+    if output == "json":
+        print_json({"removed": list(names)})
+
+
+@click.command()
+@output_option
+def pools(output: str) -> None:
+    """List pools, their queues and runners.
+
+    QUEUED counts high, normal and low priority.
+
+    \b
+    Example:
+      bananas pools
+    """
+    with client() as gateway:
+        found = gateway.pools()
+    if output == "json":
+        print_json(found)
+        return
+    print_table(("NAME", "SLOTS", "MEMORY", "CPUS", "QUEUED H/N/L", "RUNNING", "RUNNERS"), map(_pool, found))
+
+
+def _pool(pool: dict[str, Any]) -> tuple[object, ...]:
+    spec, queued = pool["spec"], pool["queued"]
+    lanes = "/".join(str(queued.get(priority, 0)) for priority in ("high", "normal", "low"))
+    runners = pool["runners"]
+    count = len(runners) if isinstance(runners, list) else runners
+    return (
+        pool["name"],
+        spec.get("concurrency"),
+        f"{spec.get('memory_mb')}M",
+        spec.get("cpus"),
+        lanes,
+        pool["processing"],
+        count,
+    )
+
+
+@click.command()
+@output_option
+def runners(output: str) -> None:
+    """List runners and what they are doing (also: ps).
+
+    \b
+    Example:
+      bananas ps
+    """
+    with client() as gateway:
+        found = gateway.runners()
+    if output == "json":
+        print_json(found)
+        return
+    rows = (
+        (r["id"], r["host"], r["pid"], ",".join(r["pools"]) or "all", r["busy"], _sandboxes(r), ago(r["seen_at"]))
+        for r in found
+    )
+    print_table(("ID", "HOST", "PID", "POOLS", "BUSY", "SANDBOXES", "SEEN"), rows)
+
+
+def _sandboxes(runner: dict[str, Any]) -> object:
+    sandboxes = runner["sandboxes"]
+    return sum(sandboxes.values()) if isinstance(sandboxes, dict) else sandboxes

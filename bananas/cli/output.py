@@ -1,0 +1,173 @@
+"""What commands share: options, payloads from the command line, tables and records on the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+from bananas.errors import InvalidRequest
+from bananas.settings import KIB, LIMITS, Settings
+from bananas.units import parse_time_ms, show_time
+
+if TYPE_CHECKING:
+    from bananas.client import Client
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def output_option(command: _Command) -> _Command:
+    """``-o table`` for people, ``-o json`` for programs."""
+    choice = click.Choice(["table", "json"])
+    return click.option("-o", "--output", type=choice, default="table", show_default=True, help="How to print.")(
+        command
+    )
+
+
+def file_option(command: _Command) -> _Command:
+    """``-f bananas.yaml``."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option(
+        *("-f", "--file"), type=kind, default=Path("bananas.yaml"), show_default=True, help="The manifest."
+    )(command)
+
+
+def time_text(text: str) -> str:
+    """An option's time such as 30s, which stays the text that the API takes; a usage error when it is none."""
+    try:
+        parse_time_ms(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from e
+    return text
+
+
+def time_option(flag: str, says: str) -> Callable[[_Command], _Command]:
+    """An option that takes a time."""
+    return click.option(flag, type=time_text, metavar="TIME", help=says)
+
+
+def client() -> Client:
+    """A client of the gateway named by --url or BANANAS_URL."""
+    from bananas.client import Client
+
+    context = click.get_current_context()
+    return Client((context and context.obj) or Settings.from_env().url)
+
+
+def read_payload(text: str | None) -> bytes:
+    """JSON from the argument, from a file (``@file``) or from stdin (``-``); nothing means ``{}``.
+
+    Raises a usage error for what is not JSON, and InvalidRequest for what is too large.
+    """
+    if text is None:
+        return b"{}"
+    try:
+        if text == "-":
+            raw = sys.stdin.buffer.read(LIMITS.payload_bytes + 1)
+        elif text.startswith("@"):
+            with open(text[1:], "rb") as file:
+                raw = file.read(LIMITS.payload_bytes + 1)
+        else:
+            raw = text.encode()
+    except OSError as e:
+        raise click.UsageError(f"the payload {text} cannot be read: {e.strerror or e}") from e
+    if len(raw) > LIMITS.payload_bytes:
+        raise InvalidRequest(f"the payload is larger than {LIMITS.payload_bytes // KIB} KiB")
+    try:
+        json.loads(raw, parse_constant=_no_constant)
+    except ValueError as e:
+        raise click.UsageError(f"""the payload is not JSON: {e}; write it like '{{"name": "Ada"}}'""") from e
+    return raw
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def print_json(value: object) -> None:
+    """Indented JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Aligned columns; on a terminal the widest are cut until a row fits its width."""
+    lines = [list(headings), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    if sys.stdout.isatty():
+        room = max(80, shutil.get_terminal_size().columns) - 2 * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > 8:
+            widths[widths.index(max(widths))] -= 1
+    for line in lines:
+        cells = (_cut(cell, width).ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else _CONTROL.sub("?", str(value))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def ago(when: object) -> str:
+    """``42s ago`` for an RFC 3339 time or Unix milliseconds, in the largest unit that fits."""
+    try:
+        if isinstance(when, int | float):
+            at = datetime.fromtimestamp(when / 1000, UTC)
+        else:
+            at = datetime.fromisoformat(str(when))
+        seconds = max(0, int((datetime.now(UTC) - at).total_seconds()))
+    except (ValueError, TypeError, OverflowError, OSError):
+        return str(when)
+    for unit_s, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit_s:
+            return f"{seconds // unit_s}{letter} ago"
+    return f"{seconds}s ago"
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """A job's record for people: what it is, how it went, what came out."""
+    facts = {
+        "id": record["id"],
+        "function": f"{record['name']} @ {record['version']}",
+        "status": record["status"] + (f" ({record['reason']})" if record.get("reason") else ""),
+        "pool": f"{record['pool']}, priority {record['priority']}",
+        "created": record["created_at"],
+        "due": record.get("scheduled_for"),
+        "finished": record.get("finished_at"),
+        "attempts": f"{record['attempts']} (at most {record['max_retries']} retries)",
+        "timeout": show_time(record["timeout_ms"]),
+    }
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{name:<9} {_cell(value)}")
+    history = record.get("history") or []
+    if history:
+        click.echo()
+        print_table(("TRY", "OUTCOME", "START", "QUEUED MS", "RUN MS", "TOTAL MS", "SANDBOX"), map(_attempt, history))
+    if record.get("error"):
+        error = record["error"]
+        click.echo(f"\nerror     {_cell(error.get('type'))}: {_cell(error.get('message'))}")
+    if record["status"] == "completed":
+        click.echo(f"\nresult    {json.dumps(record.get('result'), ensure_ascii=False)}")
+
+
+def _attempt(attempt: dict[str, Any]) -> Sequence[object]:
+    timings = attempt.get("timings") or {}
+    times = (timings.get(name) for name in ("queued_ms", "run_ms", "total_ms"))
+    return (
+        attempt.get("attempt"),
+        attempt["outcome"],
+        attempt.get("start"),
+        *times,
+        (attempt.get("sandbox") or "")[:12],
+    )

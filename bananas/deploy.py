@@ -1,0 +1,154 @@
+"""Bring a gateway to what bananas.yaml says: pack, install, upload, and only then switch versions.
+
+Everything that can fail for a reason of the user's own (files, requirements, size, a missing runtime) happens for all
+functions before the first one is switched, so a failed deploy leaves every serving version as it was. A function whose
+version is already served is neither installed nor uploaded. Called by the command line, ``bananas dev`` and tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bananas import pack, requirements
+from bananas.client import Client
+from bananas.errors import ApiError, DeployError
+from bananas.manifest import Manifest, ManifestFunction
+from bananas.settings import KIB, MIB
+from bananas.spec import Bundles, Deployment
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What became of one function."""
+
+    name: str
+    version: str
+    #: False when that version served already.
+    changed: bool
+    #: The address that calls it.
+    calls: str
+
+
+def deploy(client: Client, manifest: Manifest, only: set[str] | None, report: Report) -> list[Deployed]:
+    """Deploy the functions named in ``only`` (None: all) and the pools they use; ``report`` gets progress lines.
+
+    Raises DeployError with the problems of all functions, ApiError or GatewayUnreachable.
+    """
+    functions = _choose(manifest, only)
+    runtimes = client.runtimes() if functions else {}
+    ready: list[tuple[str, Deployment, bool]] = []
+    problems: list[str] = []
+    for name, function in functions.items():
+        try:
+            ready.append((name, *_prepare(client, name, function, runtimes, report)))
+        except (DeployError, ApiError) as e:
+            problems.append(f"{name}: {e}")
+    if problems:
+        raise DeployError("\n".join([*problems, "nothing was deployed; what served before still serves"]))
+    _put_pools(client, manifest, functions.values() if only is not None else None, report)
+    return [_switch(client, name, deployment, changed, report) for name, deployment, changed in ready]
+
+
+def _choose(manifest: Manifest, only: set[str] | None) -> dict[str, ManifestFunction]:
+    unknown = sorted((only or set()) - manifest.functions.keys())
+    if unknown:
+        known = ", ".join(manifest.functions) or "none"
+        raise DeployError(f"{manifest.path} has no function {', '.join(unknown)}; it has {known}")
+    return {name: f for name, f in manifest.functions.items() if only is None or name in only}
+
+
+def _prepare(
+    client: Client, name: str, function: ManifestFunction, runtimes: dict[str, dict[str, Any]], report: Report
+) -> tuple[Deployment, bool]:
+    """The deployment with its bundles at the gateway, and whether it differs from what is served."""
+    runtime = function.spec.runtime
+    if runtime not in runtimes:
+        build = "" if runtime == "python" else ", or build an image for it with `bananas images build`"
+        raise DeployError(f"no runner has published the runtime {runtime}; start one with `bananas runner`{build}")
+    code = pack.pack(function.folder)
+    text = _requirements_text(function.requirements)
+    deployment = Deployment(
+        spec=function.spec,
+        bundles=Bundles(code=code.digest, requirements=None if text is None else hashlib.sha256(text).hexdigest()),
+        abi=runtimes[runtime]["abi"],
+    )
+    if _served(client, name) == deployment.version():
+        return deployment, False
+    if function.requirements is not None:
+        deps = _install(name, function.requirements, deployment.abi, report)
+        if deps is not None:
+            _upload(client, name, "requirements", deps, report)
+            bundles = msgspec.structs.replace(deployment.bundles, deps=deps.digest)
+            deployment = msgspec.structs.replace(deployment, bundles=bundles)
+    _upload(client, name, "code", code, report)
+    return deployment, True
+
+
+def _requirements_text(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as e:
+        raise DeployError(f"{path} cannot be read: {e.strerror or e}") from e
+
+
+def _served(client: Client, name: str) -> str | None:
+    """The version that new calls run now; None when the function is not deployed."""
+    try:
+        return str(client.function(name)["version"])
+    except ApiError as e:
+        if e.status == 404:
+            return None
+        raise
+
+
+def _install(name: str, path: Path, abi: str, report: Report) -> pack.Bundle | None:
+    """The packed requirements; None when the file asks for nothing."""
+    report(f"{name}: installing {path.name} for {abi}")
+    with tempfile.TemporaryDirectory(prefix="bananas-deps-") as folder:
+        target = Path(folder) / "deps"
+        requirements.install(path, abi, target)
+        if not target.is_dir() or not any(target.iterdir()):
+            return None
+        try:
+            # Packages keep all their files; only what Python would write again is left out.
+            return pack.pack(target, ignore=("__pycache__", "*.pyc"))
+        except DeployError as e:
+            raise DeployError(f"what {path} installs cannot be packed: {e}") from e
+
+
+def _upload(client: Client, name: str, what: str, bundle: pack.Bundle, report: Report) -> None:
+    if client.has_bundle(bundle.digest):
+        return
+    report(f"{name}: uploading {what}, {_size(len(bundle.data))} in {bundle.files} files")
+    client.put_bundle(bundle.digest, bundle.data)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:.1f} MiB" if size_bytes >= MIB else f"{-(-size_bytes // KIB)} KiB"
+
+
+def _put_pools(client: Client, manifest: Manifest, users: Iterable[ManifestFunction] | None, report: Report) -> None:
+    """Pools come before functions, which name them; with ``users``, only those that they may run in."""
+    wanted = set(manifest.pools)
+    if users is not None:
+        wanted = {pool for user in users for pool in (user.spec.pool, *user.spec.allow_pools)}
+    for name, pool in manifest.pools.items():
+        if name in wanted and client.put_pool(name, pool)["changed"]:
+            report(f"pool {name}: changed")
+
+
+def _switch(client: Client, name: str, deployment: Deployment, changed: bool, report: Report) -> Deployed:
+    version = deployment.version()
+    if changed:
+        version = str(client.put_function(name, deployment)["version"])
+    report(f"{name}: deployed {version}" if changed else f"{name}: unchanged ({version})")
+    return Deployed(name, version, changed, f"{client.url}/functions/{name}/invoke")
