@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bananas import keys
 from bananas.embedded import EmbeddedRedis
 from bananas.errors import ApiError
 from bananas.spec import RuntimeInfo
@@ -92,6 +93,7 @@ def test_a_request_that_waits_gets_its_answer_across_a_restart(platform: Platfor
     answers: list[str] = []
     waiter = threading.Thread(target=lambda: answers.append(platform.client.job(job, wait_s=50)["status"]))
     waiter.start()
+    until(lambda: platform.connections.commands.hget(keys.job(job), "waiters"), 10, "the request to wait")
     server.kill()
     server.start()
     waiter.join(60)
