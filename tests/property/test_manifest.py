@@ -54,6 +54,13 @@ pools = st.builds(
 )
 
 
+class Quoting(yaml.SafeDumper):
+    """Quotes every text, as a careful person would: PyYAML leaves ``08`` bare, and it is not plain to every reader."""
+
+
+Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def written_function(spec: FunctionSpec) -> dict[str, Any]:
     """How a person would write it."""
     keys = {
@@ -108,7 +115,7 @@ def test_what_is_written_is_what_is_read(
         "pools": {name: written_pool(pool) for name, pool in pools.items()},
         "functions": {name: written_function(function) for name, function in functions.items()},
     }
-    (app / "bananas.yaml").write_text(yaml.safe_dump(data), "utf-8")
+    (app / "bananas.yaml").write_text(yaml.dump(data, Dumper=Quoting), "utf-8")
     manifest = load(app / "bananas.yaml", {})
     assert {name: function.spec for name, function in manifest.functions.items()} == functions
     assert manifest.pools == pools
