@@ -8,6 +8,7 @@ symbolic link out of the folder, and both stop at the bounds in ``bananas.settin
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -137,7 +138,7 @@ class _Bounded(io.BytesIO):
 
 
 def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / MIB:.1f} MiB".replace(".0 MiB", " MiB")
+    return f"{size_bytes / MIB:.1f} MiB".replace(".0 MiB", " MiB") if size_bytes >= MIB / 10 else f"{size_bytes} bytes"
 
 
 def pack(folder: Path, *, ignore: Sequence[str] = IGNORE) -> Bundle:
@@ -215,6 +216,12 @@ class _Meter:
             raise DeployError(f"the bundle has a header of more than {_HEADER_BYTES // KIB} KiB")
         return data
 
+    def finish(self) -> None:
+        """Read what follows the last entry, which also compares the checksum of the whole."""
+        self.allow(0)
+        while self.read(_CHUNK_BYTES):
+            pass
+
 
 def unpack(data: bytes, target: Path) -> None:
     """Write a bundle's files below ``target``, which must be empty or not exist yet.
@@ -227,9 +234,10 @@ def unpack(data: bytes, target: Path) -> None:
     if len(data) > LIMITS.bundle_bytes:
         raise DeployError(f"the bundle has {_mib(len(data))}; at most {_mib(LIMITS.bundle_bytes)} are taken")
     try:
-        target.mkdir(mode=0o755, parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         if any(target.iterdir()):
-            raise FileExistsError(17, "is not empty", str(target))
+            raise FileExistsError(errno.EEXIST, "is not empty", str(target))
+        target.chmod(0o755)
     except OSError as e:
         raise DeployError(f"cannot unpack into {target}: {e.strerror or e}") from e
     is_done = False
@@ -260,13 +268,14 @@ def _extract(meter: _Meter, target: Path) -> None:
                 raise DeployError(f"the bundle holds more than {_mib(LIMITS.bundle_unpacked_bytes)} (at {name})")
             path = target / name
             if member.isdir():
-                _make_folders(path)
+                _make_folder(path, target)
             else:
-                _make_folders(path.parent)
+                _make_folder(path.parent, target)
                 meter.allow(member.size)
                 _write(archive, member, path)
             archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
             meter.allow(0)
+    meter.finish()
 
 
 def _safe_name(member: tarfile.TarInfo) -> str:
@@ -283,8 +292,12 @@ def _safe_name(member: tarfile.TarInfo) -> str:
     return name
 
 
-def _make_folders(path: Path) -> None:
-    path.mkdir(mode=0o755, parents=True, exist_ok=True)
+def _make_folder(path: Path, target: Path) -> None:
+    if path == target or path.is_dir():
+        return
+    _make_folder(path.parent, target)
+    path.mkdir()
+    path.chmod(0o755)  # not by mkdir, which the umask would restrict
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bananas.errors import ManifestError
@@ -105,6 +105,7 @@ def app() -> Iterator[Path]:
         yield Path(folder)
 
 
+@settings(deadline=None)  # disks are slow at times
 @given(st.dictionaries(names, functions, max_size=3), st.dictionaries(names, pools, max_size=3))
 def test_what_is_written_is_what_is_read(
     app: Path, functions: dict[str, FunctionSpec], pools: dict[str, PoolSpec]
@@ -160,6 +161,7 @@ pieces = st.sampled_from(
 )
 
 
+@settings(deadline=None)  # disks are slow at times
 @given(st.lists(pieces | st.text(max_size=4), max_size=30).map("".join))
 def test_any_text_is_read_or_refused_with_places(app: Path, text: str) -> None:
     """No input ends in anything but a manifest or lines of file:line:column."""
