@@ -91,7 +91,10 @@ class Executor:
         self._rng = rng
 
     def run(self, running: Running, pool: SandboxPool) -> Settlement | None:
-        """The attempt from claim to settlement; None when its lease was lost meanwhile."""
+        """The attempt from claim to settlement; None when its lease was lost meanwhile.
+
+        The caller has reserved a place in ``pool``.
+        """
         claim = running.claim
         running.started_at_ms = self._clock.now_ms()
         began = time.monotonic()
@@ -99,8 +102,12 @@ class Executor:
         reply: CallReply | None = None
         error: dict[str, Any] | None = None
         try:
-            version = self._versions(claim.function, claim.version)
-            reply = self._call(running, pool, version, timings)
+            try:
+                version = self._versions(claim.function, claim.version)
+                profile = self._profiles(pool.name, version)
+            finally:
+                pool.unreserve()
+            reply = self._call(running, pool, version, profile, timings)
             outcome, error = _outcome_of(reply)
         except HandlerLoadError as e:
             outcome, error = Outcome.ERROR, e.error
@@ -118,7 +125,9 @@ class Executor:
             return None
         return self._settlement(running, outcome, error, reply, timings)
 
-    def _call(self, running: Running, pool: SandboxPool, version: Version, timings: dict[str, float]) -> CallReply:
+    def _call(
+        self, running: Running, pool: SandboxPool, version: Version, profile: SandboxProfile, timings: dict[str, float]
+    ) -> CallReply:
         claim, spec = running.claim, version.spec
         binding = Binding(
             function=version.function,
@@ -128,7 +137,6 @@ class Executor:
             deps=version.bundles.deps,
             env=dict(spec.env),
         )
-        profile = self._profiles(pool.name, version)
         slot = running.slot = pool.acquire(profile, binding, spec.max_uses)
         timings["wait_sandbox_ms"] = slot.wait_ms
         if running.abandoned or slot.sandbox is None:

@@ -78,6 +78,8 @@ class SandboxPool:
         self._clock = clock
         self._slots: list[Slot] = []
         self._idle: list[Slot] = []
+        #: Claimed attempts that have not come to ``acquire`` yet.
+        self._reserved = 0
         self._endings: set[gevent.Greenlet[..., Any]] = set()
         #: Set whenever a slot becomes free.
         self.freed = Event()
@@ -87,7 +89,16 @@ class SandboxPool:
     @property
     def free(self) -> int:
         """How many attempts could be taken on now."""
-        return max(0, self.spec.concurrency - (len(self._slots) - len(self._idle)))
+        return max(0, self.spec.concurrency - self._reserved - (len(self._slots) - len(self._idle)))
+
+    def reserve(self) -> None:
+        """Keep a place for an attempt that was claimed; its greenlet calls ``unreserve`` when it gets to run."""
+        self._reserved += 1
+
+    def unreserve(self) -> None:
+        """Give the kept place up, either to ``acquire`` it in the same breath or because nothing came of it."""
+        self._reserved -= 1
+        self.freed.set()
 
     def states(self) -> Counter[str]:
         """How many sandboxes are in each state."""

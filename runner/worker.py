@@ -150,8 +150,13 @@ class Worker(GreenletService):
     def _begin(self, claim: Claim, sent_s: float) -> None:
         running = Running(claim, lease_seen_s=sent_s)
         self._in_flight.add(running)
-        greenlet = gevent.spawn(self._attempt, running, self._pools[claim.pool])
-        greenlet.link_exception(lambda g: self._on_crash(f"attempt of job {claim.id}", g.exception or RuntimeError("no exception")))
+        pool = self._pools[claim.pool]
+        # Now, not when the greenlet gets to run: the next step may be sent before that.
+        pool.reserve()
+        greenlet = gevent.spawn(self._attempt, running, pool)
+        greenlet.link_exception(
+            lambda g: self._on_crash(f"attempt of job {claim.id}", g.exception or RuntimeError("no exception"))
+        )
 
     def _attempt(self, running: Running, pool: SandboxPool) -> None:
         settlement = self._executor.run(running, pool)

@@ -86,9 +86,14 @@ def executor(handler: str) -> Executor:
 
 
 def run(handler: str, pool: SandboxPool, **changes: object) -> Settlement:
-    settlement = executor(handler).run(Running(claim(**changes), 0.0), pool)
+    settlement = attempt(executor(handler), Running(claim(**changes), 0.0), pool)
     assert settlement is not None
     return settlement
+
+
+def attempt(runner: Executor, running: Running, pool: SandboxPool) -> Settlement | None:
+    pool.reserve()
+    return runner.run(running, pool)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_missing_bundle_is_a_start_failure_with_its_reason(pool):
         raise UnknownBundle("bundle abc is not in Redis; deploy the function again")
 
     runner = Executor("r1", gone, lambda *_: profile_of("default", SPEC, "i", "s"), ManualClock(), Random(0))
-    settlement = runner.run(Running(claim(), 0.0), pool)
+    settlement = attempt(runner, Running(claim(), 0.0), pool)
     assert settlement is not None
     assert settlement.attempt.outcome is Outcome.START
     assert "deploy the function again" in settlement.attempt.error["message"]
@@ -171,7 +176,7 @@ def test_abandoned_attempt_is_ended_and_not_reported(pool, factory):
         raise Exit(signal=9)
 
     factory.handlers["h.slow"] = handler
-    assert executor("h.slow").run(running, pool) is None
+    assert attempt(executor("h.slow"), running, pool) is None
     gevent.sleep(0)
     assert entered.is_set()
     assert factory.created[0].terminated
@@ -186,10 +191,10 @@ def test_handed_back_attempt_goes_back_unless_it_had_answered(pool, factory):
         raise Exit(signal=9)
 
     factory.handlers["h.slow"] = handler
-    settlement = executor("h.slow").run(running, pool)
+    settlement = attempt(executor("h.slow"), running, pool)
     assert settlement is not None
     assert settlement.decision.action == "back"
-    done = executor("h.ok").run(Running(claim(), 0.0, handed_back=True), pool)
+    done = attempt(executor("h.ok"), Running(claim(), 0.0, handed_back=True), pool)
     assert done is not None
     assert done.decision.action == "complete"
 

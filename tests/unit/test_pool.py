@@ -99,6 +99,17 @@ def test_free_counts_idle_sandboxes_as_free_and_busy_ones_not(pool):
     assert pool.free == 2
 
 
+def test_a_claimed_attempt_holds_its_place_before_it_runs(pool):
+    """Two steps in a row never claim more than there is room for."""
+    pool.reserve()
+    assert pool.free == 1
+    pool.unreserve()
+    slot = pool.acquire(profile(), HELLO, None)
+    assert pool.free == 1
+    pool.release(slot, reusable=False)
+    assert pool.free == 2
+
+
 def test_not_reusable_is_destroyed_and_its_place_is_free(pool, factory):
     """What may not serve again is gone, and nothing leaks."""
     slot = use(pool, reusable=False)
