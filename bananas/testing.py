@@ -122,7 +122,7 @@ class FakeSandbox(Sandbox):
         except Hang:
             raise TimeoutError from None
         except Exception as e:  # noqa: BLE001 - user code: its failure is the answer
-            error = {"type": type(e).__name__, "message": str(e), "traceback": traceback.format_exc()}
+            error: dict[str, Any] = {"type": type(e).__name__, "message": str(e), "traceback": traceback.format_exc()}
             if getattr(e, "permanent", False):
                 error["permanent"] = True
             return CallReply(None, error)

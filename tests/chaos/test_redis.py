@@ -55,7 +55,7 @@ def outage(server: EmbeddedRedis) -> None:
 
 
 def test_idle_platform_survives_an_outage(platform: Platform, server: EmbeddedRedis):
-    """During it calls fail at once with 503; after it everything works again within seconds, with the same processes."""
+    """During it calls fail at once with 503; after it everything works again within seconds, without a restart."""
     assert platform.client.invoke("echo", 1) == b"1"
     server.stop()
     with pytest.raises(ApiError) as caught:
