@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import redis
 
 from bananas import errors, keys, scripts
 from bananas.job import Attempt, Claim, DeadReason, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
@@ -68,6 +69,8 @@ class Queue:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._scripts = scripts.load()
+        #: Redis 7 pops many at once; 6.2 takes two calls.
+        self._has_blmpop = True
 
     def _run(self, name: str, *args: Any, once: bool = False) -> Any:
         client = self._connections.once if once else self._connections.commands
@@ -118,11 +121,22 @@ class Queue:
     def pop_replies(self, reply_list: str, block_s: float, limit: int) -> list[Reply]:
         """Final records for one gateway process: blocks up to ``block_s`` for the first, then takes what is there."""
         with self._connections.guard():
-            first = self._connections.blocking.blpop([reply_list], timeout=block_s)
-            if first is None:
-                return []
-            rest = self._connections.once.lpop(reply_list, limit) or []
-        return [_parse_reply(message) for message in (first[1], *rest)]
+            messages = self._pop_messages(reply_list, block_s, limit)
+        return [_parse_reply(message) for message in messages]
+
+    def _pop_messages(self, reply_list: str, block_s: float, limit: int) -> list[bytes]:
+        if self._has_blmpop:
+            try:
+                popped = self._connections.blocking.blmpop(block_s, 1, reply_list, direction="LEFT", count=limit)
+                return list(popped[1]) if popped else []
+            except redis.exceptions.ResponseError as e:
+                if "unknown command" not in str(e).lower():
+                    raise
+                self._has_blmpop = False
+        first = self._connections.blocking.blpop([reply_list], timeout=block_s)
+        if first is None:
+            return []
+        return [first[1], *(self._connections.once.lpop(reply_list, limit) or [])]
 
     def show(self, job_id: str) -> JobRecord:
         """Everything known about a job; raises UnknownJob or JobExpired."""

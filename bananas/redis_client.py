@@ -23,6 +23,8 @@ COMMAND_TIMEOUT_S = 5.0
 #: The longest block that callers may ask for.
 BLOCK_S = 5.0
 _POOL_CONNECTIONS = 64
+#: How a server begins its refusal when it cannot write to its disk or to enough replicas.
+_NO_WRITES = ("MISCONF", "NOREPLICAS")
 
 
 def safe_url(url: str) -> str:
@@ -37,7 +39,10 @@ def translate(url: str) -> Iterator[None]:
         yield
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as e:
         raise RedisUnavailable(f"Redis at {safe_url(url)} does not answer: {e}; is it running?") from e
-    except (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError) as e:
+    except redis.exceptions.ResponseError as e:
+        is_refusal = isinstance(e, redis.exceptions.ReadOnlyError | redis.exceptions.OutOfMemoryError)
+        if not is_refusal and not str(e).startswith(_NO_WRITES):
+            raise
         raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {e}") from e
 
 
