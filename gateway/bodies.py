@@ -7,6 +7,7 @@ is it looked at again, slowly, so that all problems are named at once and in wor
 from __future__ import annotations
 
 import difflib
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -25,6 +26,7 @@ ENVELOPE_BYTES: Final = 16 * 1024
 _MAX_DELAY_MS: Final = 3650 * spec.DAY_MS
 _MIN_TIMEOUT_MS: Final = 100
 _SHOWN_CHARS: Final = 60
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 Time = str | int | float
 
@@ -108,7 +110,7 @@ def wait_s(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        seconds = float(text) if text.replace(".", "", 1).isdecimal() else parse_time_ms(text) / 1000
+        seconds = float(text) if _NUMBER.fullmatch(text) else parse_time_ms(text) / 1000
     except ValueError as e:
         raise InvalidRequest(f"wait must be a number of seconds from 0 to {LIMITS.wait_s}, not {text[:60]!r}") from e
     return min(seconds, LIMITS.wait_s)

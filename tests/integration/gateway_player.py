@@ -1,0 +1,120 @@
+"""Plays the runner for tests of the gateway: deploys, claims and settles by hand, and sends HTTP as clients do."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import time
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from bananas import retry
+from bananas.job import Attempt, Claim, Outcome, Settlement
+from bananas.queue import Queue
+from bananas.registry import Registry, RunnerInfo
+from bananas.spec import Bundles, Deployment, FunctionSpec
+
+CODE = b"code"
+SHA = hashlib.sha256(CODE).hexdigest()
+ABI = "cp311-x86_64-glibc2.36"
+LEASE_MS = 30_000
+#: Waits for things that take milliseconds.
+SOON_S = 10.0
+
+
+class Player:
+    """One runner's side of the queue."""
+
+    def __init__(self, queue: Queue, registry: Registry) -> None:
+        self.queue = queue
+        self.registry = registry
+
+    def deploy(self, name: str, **spec: Any) -> str:
+        """Make a function exist; returns its version."""
+        self.registry.put_bundle(SHA, CODE)
+        deployment = Deployment(spec=FunctionSpec(**spec), bundles=Bundles(code=SHA), abi=ABI)
+        return self.registry.deploy(name, deployment)[0].version
+
+    def announce(self, *pools: str, **sandboxes: int) -> None:
+        """Tell that a runner is live; without pools it serves all."""
+        now_ms = self.registry.now_ms()
+        counts = {key.replace("_", "/"): n for key, n in sandboxes.items()}
+        self.registry.announce(
+            RunnerInfo(
+                id="player",
+                host="here",
+                pid=1,
+                pools=pools,
+                started_at_ms=now_ms,
+                seen_at_ms=now_ms,
+                busy=1,
+                sandboxes=counts,
+            )
+        )
+
+    def claim(self, pool: str = "default") -> Claim:
+        """The next job of the pool, as soon as there is one."""
+        deadline = time.monotonic() + SOON_S
+        while time.monotonic() < deadline:
+            if claims := self.queue.step("player", LEASE_MS, [], [(pool, 1)]).claims:
+                return claims[0]
+            self.queue.ring(pool, 1.0)
+        raise AssertionError(f"no job came into pool {pool} within {SOON_S:g} s")
+
+    def settle(
+        self,
+        claim: Claim,
+        outcome: Outcome = Outcome.OK,
+        result: bytes = b"null",
+        error: dict[str, Any] | None = None,
+        logs: bytes = b"",
+    ) -> None:
+        """Report the end of the attempt."""
+        attempt = Attempt(
+            claim.token,
+            outcome,
+            "player",
+            0,
+            start="warm",
+            sandbox="box",
+            nth_use=2,
+            timings={"queued_ms": 0.5, "wait_sandbox_ms": 0.0, "init_ms": 0.0, "run_ms": 3.25, "total_ms": 4.0},
+            error=error,
+            log_bytes=len(logs),
+        )
+        decision = retry.decide(outcome, claim.retries, claim.failures, claim.starts, Random(0))
+        settlement = Settlement(claim, attempt, decision, result if outcome is Outcome.OK else b"", logs)
+        assert self.queue.step("player", LEASE_MS, [settlement], []).settled == [True]
+
+
+@dataclass
+class Answer:
+    """What a gateway answered."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    #: Seconds until the whole answer was there.
+    took_s: float
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+
+def call(
+    port: int, method: str, path: str, body: bytes | None = None, timeout_s: float = 30.0, **headers: str
+) -> Answer:
+    """One request on a connection of its own; a body is sent as JSON unless ``headers`` say otherwise."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        sent = {"Content-Type": "application/json"} if body is not None else {}
+        connection.request(method, path, body, {**sent, **{k.replace("_", "-"): v for k, v in headers.items()}})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read(), time.monotonic() - began)
+    finally:
+        connection.close()
