@@ -235,16 +235,16 @@ class Stack:
         return names if len(names) < len(functions) else []
 
     def _deploy(self, manifest: Path, first: list[str]) -> None:
-        """Deploy the functions in ``first``, then all."""
+        """Deploy the functions in ``first``, then all; a failure is told, and ends it."""
 
         def over(status: int) -> None:
             self.deploy_status = status
             if status == 0:
                 self.live.set()
-            if first:
-                self._deploy(manifest, [])
-                return
-            if status:
+                if first:
+                    self._deploy(manifest, [])
+                    return
+            else:
                 self._say(f"the deploy of {manifest} ended with {describe(status)}; what was live before still is")
                 self._say(f"mend it, then: {self._again(manifest)}")
             self._settle()

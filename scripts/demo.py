@@ -11,7 +11,6 @@ import collections
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +37,8 @@ CALL_S = 90.0
 MAIL_S = 5.0
 LOG_LINES = 2000
 TAIL_LINES = 40
+#: Sockets of sandboxes lie below the state directory, and a socket's path has 107 bytes.
+STATE_BYTES = 60
 #: Settings that the demo leaves to its user; all others could point it at a Redis or a directory in use.
 KEPT_SETTINGS = ("BANANAS_PORT", "BANANAS_PYTHON_IMAGE", "BANANAS_LOG_LEVEL")
 
@@ -113,7 +114,8 @@ class DemoStack:
         if self.stack.deploy_status != 0:
             if not self.stack.supervisor.ready.is_set():  # the run is over: its thread ends and says why
                 self._thread.join(STOP_S)
-            raise DemoFailed(self.problem or f"the deploy ended with status {self.stack.deploy_status}")
+            said = self.log.wait_for("| error: ", 0) or f"status {self.stack.deploy_status}"
+            raise DemoFailed(self.problem or f"the deploy did not work: {said.partition('| error: ')[2] or said}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -223,29 +225,36 @@ def main() -> int:
     """Returns the exit code."""
     started_s = time.monotonic()
     environ = {k: v for k, v in os.environ.items() if not k.startswith("BANANAS_") or k in KEPT_SETTINGS}
-    state = ROOT / ".bananas" / "demo"
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     log = Log()
     try:
-        with tempfile.TemporaryDirectory(prefix="bananas-demo-") as home, DemoStack(state, environ) as running:
+        with _folder() as home, DemoStack(Path(home) / "s", environ) as running:
             log = running.log
             print("Starting Redis, a gateway, a runner and a mail sink, then deploying bananas.yaml …", flush=True)
             running.wait_live()
             print(f"Ready {time.monotonic() - started_s:.1f} s after the start, at {running.stack.url}", flush=True)
             session = walk(running, Path(home), lambda text: print(text, flush=True))
-        shutil.rmtree(state, ignore_errors=True)
     except KeyboardInterrupt:
         print("demo: interrupted; everything is stopped", file=sys.stderr)
         return 130
     except (DemoFailed, BananasError, OSError) as e:
-        print(f"--- the last lines of the stack ---\n{log.tail()}\n---", file=sys.stderr)
+        if tail := log.tail():
+            print(f"--- the last lines of the stack ---\n{tail}\n---", file=sys.stderr)
         print(f"demo failed: {e}", file=sys.stderr)
         return 1
     assert session.first_result_s is not None
     print(f"\nThe first result was there {session.first_result_s - started_s:.1f} s after the start of this script.")
     print("Everything is stopped. `make dev` keeps it running.")
     return 0
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """An empty folder that the engine sees at the same path; removed with all that is in it."""
+    base = ROOT / ".bananas"
+    base.mkdir(exist_ok=True)
+    is_short = len(os.fsencode(base)) <= STATE_BYTES
+    return tempfile.TemporaryDirectory(prefix="demo-", dir=base if is_short else None, ignore_cleanup_errors=True)
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001 - the signature is signal's

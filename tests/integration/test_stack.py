@@ -57,7 +57,9 @@ def app(folder: Path) -> Path:
 class Bananas(Process):
     """``bananas up`` or ``dev`` as a process of its own."""
 
-    def __init__(self, mode: str, app: Path, image: RuntimeInfo, **env: str) -> None:
+    def __init__(self, mode: str, app: Path, image: RuntimeInfo, engine: docker.DockerClient, **env: str) -> None:
+        self._engine = engine
+        self.instance = ""
         self.port = free_port()
         self.state = app.parent / "state"
         settings = {
@@ -70,6 +72,9 @@ class Bananas(Process):
         command = [sys.executable, "-m", "bananas", mode, "-f", str(app)]
         super().__init__(mode, command, settings | env, app.parent, READY)
         self.client = Client(f"http://127.0.0.1:{self.port}")
+        connections = Connections(env.get("BANANAS_REDIS_URL", f"unix://{self.state}/redis/redis.sock"))
+        self.instance = Registry(connections).instance()
+        connections.close()
 
     def hello(self) -> dict[str, str]:
         return json.loads(self.client.invoke("hello", {"name": "Ada"}, timeout_s=DEADLINE_S))
@@ -83,16 +88,19 @@ class Bananas(Process):
                 todo += children
         return found
 
-    def containers(self, engine: docker.DockerClient) -> list[str]:
-        """The sandboxes of this installation."""
-        connections = Connections(f"unix://{self.state}/redis/redis.sock")
-        self.instance = getattr(self, "instance", None) or Registry(connections).instance()
-        connections.close()
-        return self.left_containers(engine)
-
-    def left_containers(self, engine: docker.DockerClient) -> list[str]:
+    def containers(self) -> list[str]:
+        """The sandboxes of this installation, dead ones too."""
         label = f"bananas.instance={self.instance}"
-        return [c["Id"] for c in engine.api.containers(all=True, filters={"label": label})]
+        return [c["Id"] for c in self._engine.api.containers(all=True, filters={"label": label})]
+
+    def stop(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, unless it has ended; returns the exit code. Its containers are gone then."""
+        code = super().stop(timeout_s)
+        left = self.containers()
+        for container in left:
+            self._engine.api.remove_container(container, force=True)
+        assert left == [], self.text
+        return code
 
 
 def is_running(pid: int) -> bool:
@@ -106,14 +114,14 @@ def test_dev_deploys_answers_and_leaves_nothing_behind(
     app: Path, base_image: RuntimeInfo, engine: docker.DockerClient
 ) -> None:
     """From one command to an answered call; Ctrl-C ends every process and container, Redis last, with exit code 0."""
-    dev = Bananas("dev", app, base_image)
+    dev = Bananas("dev", app, base_image, engine)
     try:
         assert dev.hello() == {"message": "Hello, Ada"}
         assert f"gateway  http://localhost:{dev.port}" in dev.text
         assert f"curl -X POST http://localhost:{dev.port}/functions/hello/invoke" in dev.text
         pids = dev.processes()
         assert len(pids) >= 4, "redis, mail sink, gateway master and worker, runner"
-        assert dev.containers(engine)
+        assert dev.containers()
         dev.popen.send_signal(signal.SIGINT)
         assert dev.popen.wait(DEADLINE_S) == 0, dev.text
     finally:
@@ -121,17 +129,16 @@ def test_dev_deploys_answers_and_leaves_nothing_behind(
     stops = [line.split()[-1] for line in dev.text.splitlines() if "bananas | stopping" in line]
     assert stops == ["runner", "gateway", "mail", "redis"]
     assert [pid for pid in pids if is_running(pid)] == []
-    assert dev.left_containers(engine) == []
 
 
-def test_jobs_survive_a_restart(app: Path, base_image: RuntimeInfo) -> None:
+def test_jobs_survive_a_restart(app: Path, base_image: RuntimeInfo, engine: docker.DockerClient) -> None:
     """What was deployed and queued is there again after a stop and a start with the same data."""
-    first = Bananas("dev", app, base_image)
+    first = Bananas("dev", app, base_image, engine)
     try:
         job = first.client.submit("hello", {"name": "Ada"}, delay="1s")["id"]
     finally:
         assert first.stop() == 0
-    second = Bananas("up", app, base_image)
+    second = Bananas("up", app, base_image, engine)
     try:
         record = second.client.job(job, wait_s=DEADLINE_S)
         assert (record["status"], record["result"]) == ("completed", {"message": "Hello, Ada"})
@@ -139,10 +146,12 @@ def test_jobs_survive_a_restart(app: Path, base_image: RuntimeInfo) -> None:
         assert second.stop() == 0
 
 
-def test_a_wrong_manifest_is_told_and_dev_keeps_running(app: Path, base_image: RuntimeInfo) -> None:
+def test_a_wrong_manifest_is_told_and_dev_keeps_running(
+    app: Path, base_image: RuntimeInfo, engine: docker.DockerClient
+) -> None:
     """A mistake in bananas.yaml costs a message with its place, not the session."""
     app.write_text("version: 1\nfunctions:\n  hello: {path: hello, timeot: 3s}\n")
-    dev = Bananas("dev", app, base_image)
+    dev = Bananas("dev", app, base_image, engine)
     try:
         assert "bananas.yaml:3:" in dev.text
         assert "timeout" in dev.text
@@ -164,37 +173,38 @@ def test_a_wrong_manifest_is_told_and_dev_keeps_running(app: Path, base_image: R
 
 def test_a_killed_runner_is_replaced(app: Path, base_image: RuntimeInfo, engine: docker.DockerClient) -> None:
     """A crash of the runner is repaired; its sandboxes go, and calls are answered again."""
-    up = Bananas("up", app, base_image, BANANAS_LEASE_S="2")
+    up = Bananas("up", app, base_image, engine, BANANAS_LEASE_S="2")
     try:
         assert up.hello() == {"message": "Hello, Ada"}
         (runner,) = up.client.runners()
-        before = up.containers(engine)
+        before = up.containers()
         os.kill(runner["pid"], signal.SIGKILL)
         until(lambda: "runner runs again" in up.text, DEADLINE_S, "the runner to run again")
         assert "runner ended with signal SIGKILL; starting it again in 0.5 s" in up.text
         assert up.hello() == {"message": "Hello, Ada"}
-        until(lambda: not set(before) & set(up.containers(engine)), DEADLINE_S, "the dead runner's sandboxes to go")
+        until(lambda: not set(before) & set(up.containers()), DEADLINE_S, "the dead runner's sandboxes to go")
     finally:
         assert up.stop() == 0
-    assert up.left_containers(engine) == []
 
 
 def test_nothing_survives_a_killed_dev(app: Path, base_image: RuntimeInfo, engine: docker.DockerClient) -> None:
     """Even SIGKILL of the supervisor, which it cannot see coming, ends every process and container."""
-    dev = Bananas("dev", app, base_image)
+    dev = Bananas("dev", app, base_image, engine)
     try:
         assert dev.hello() == {"message": "Hello, Ada"}
         pids = dev.processes()
-        assert dev.containers(engine)
+        assert dev.containers()
     finally:
         dev.kill9()
     until(lambda: not any(is_running(pid) for pid in pids), 60.0, "every process to end")
-    until(lambda: not dev.left_containers(engine), DEADLINE_S, "every container to end")
+    until(lambda: not dev.containers(), DEADLINE_S, "every container to end")
 
 
-def test_a_redis_of_somebody_else_is_used_and_left_alone(app: Path, base_image: RuntimeInfo, redis_url: str) -> None:
+def test_a_redis_of_somebody_else_is_used_and_left_alone(
+    app: Path, base_image: RuntimeInfo, engine: docker.DockerClient, redis_url: str
+) -> None:
     """With BANANAS_REDIS_URL no server is started, and that one is never stopped."""
-    up = Bananas("up", app, base_image, BANANAS_REDIS_URL=redis_url)
+    up = Bananas("up", app, base_image, engine, BANANAS_REDIS_URL=redis_url)
     try:
         assert up.hello() == {"message": "Hello, Ada"}
         assert not (up.state / "redis").exists()
