@@ -315,8 +315,8 @@ class Relay:
     def _receive(self, source: Any, transfer: _Transfer) -> bytes:
         """The next bytes, empty at the end. While the other direction is busy, silence in this one is no idleness."""
         while (left_s := transfer.active_s + self._idle_timeout_s - time.monotonic()) > 0:
-            # Not the socket's own timeout, which the other direction uses for sending.
-            with gevent.Timeout(left_s, False):
+            # Not by the socket's own timeout, which the other direction uses for sending.
+            with contextlib.suppress(TimeoutError), gevent.Timeout(left_s, TimeoutError()):
                 data: bytes = source.recv(_CHUNK_BYTES)
                 return data
         raise TimeoutError(f"nothing was sent for {self._idle_timeout_s:g} s")

@@ -59,7 +59,7 @@ class ShimHost:
     ) -> None:
         """``source`` is ``code/handler.py``; ``files`` maps more paths below the root to their text."""
         # Not tmp_path: with a test's name in it, it would be too long for a socket.
-        self.root = Path(tempfile.mkdtemp(prefix="bn-shim-"))
+        self.root = Path(tempfile.mkdtemp(prefix="bn-"))
         self._command = [*command, "-I", "-B", "-u", str(self.root / "shim" / "keeper.py"), str(self.root)]
         self.call_id = 0
         self.process: subprocess.Popen[bytes] | None = None

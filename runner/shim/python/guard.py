@@ -24,6 +24,8 @@ from . import loop, shared, wire
 SOFTWARE, CONFIG = 70, 78  # exit statuses after sysexits.h
 #: The kernel may need a while to end a process that it has been told to kill.
 KILL_TIMEOUT_S = 5.0
+#: From the last byte of a large frame to the worker's note of it.
+SENT_TIMEOUT_S = 0.02
 #: The runner reads all the time; one that does not take the last words in this time does not want them.
 SEND_TIMEOUT_S = 2.0
 
@@ -110,6 +112,13 @@ class Guard:
     def _on_hangup(self) -> None:
         self._loop.forget(self._sock.fileno())
         self._is_ordered = not self._has_ended()
+        if self._state[shared.SENDING]:
+            # The runner may have the answer already, and the worker is about to note that. If not, it is no loss.
+            self._loop.at(self._pid, SENT_TIMEOUT_S, self._end_worker)
+        else:
+            self._end_worker()
+
+    def _end_worker(self) -> None:
         self._kill()
         self._loop.at(self._pid, KILL_TIMEOUT_S, self._give_up)
 

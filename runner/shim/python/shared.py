@@ -9,7 +9,7 @@ import mmap
 
 #: The call that runs, 0 for none; bytes of its output sent so far, the cap on them, and bytes dropped over the cap.
 CALL, LOGGED, LOG_CAP, DROPPED = range(4)
-#: 1 while a frame is being sent.
+#: 1 while a frame is being sent that the kernel may take in pieces.
 SENDING = 4
 _COUNT = 5
 

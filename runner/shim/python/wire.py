@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 INIT, READY, INVOKE, RESULT, ERROR, LOG, EXIT = range(1, 8)
 FRAME_BYTES = 4 * 1024 * 1024
-LOG_FRAME_BYTES = 64 * 1024
+#: The kernel takes this much in one piece: a process that is killed has sent such a frame wholly or not at all.
+WHOLE_BYTES = 32 * 1024
+#: Body of one log frame; with head and meta it stays whole.
+LOG_FRAME_BYTES = WHOLE_BYTES - 256
 
 _HEAD = struct.Struct(">IBQI")
 _LENGTH_BYTES = 4
@@ -100,10 +103,13 @@ class Link:
     def send(self, kind: int, call_id: int, meta: bytes, body: bytes | memoryview) -> None:
         """Send one frame; raises OSError when the connection is broken.
 
-        The shared state says "sending" meanwhile: whoever dies in between leaves a broken frame, and the keeper then
-        knows that nothing can follow it.
+        While a large one is on its way the shared state says so: whoever dies in between leaves a broken frame, and the
+        keeper then knows that nothing can follow it.
         """
         data = encode(kind, call_id, meta, body)
+        if len(data) <= WHOLE_BYTES:
+            self._sock.sendall(data)
+            return
         self._state[shared.SENDING] = 1
         try:
             sent = self._sock.send(data)

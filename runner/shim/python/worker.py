@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Exit statuses (after sysexits.h): a bug of the shim, the runner broke the protocol.
 STATUS_SOFTWARE, STATUS_PROTOCOL = 70, 76
+_KEEPER_TIMEOUT_MS = 2000
 #: Our descriptors move up to here, out of the way of ``os.closerange(3, 256)`` and other habits of daemons.
 _HIGH_FD = 1000
 #: In a sandbox that runs out of memory the kernel shall end user code, not the keeper that reports it.
@@ -51,6 +53,8 @@ def run(root: str, sock: socket.socket, log_pipe: tuple[int, int], state: memory
         os.register_at_fork(after_in_child=link.close)
         output.start()
         Worker(root, link, output, children).serve()
+        # The runner is done with us, so the keeper kills us now. If there is none any more, we end by ourselves.
+        select.poll().poll(_KEEPER_TIMEOUT_MS)
         status = 0
     except wire.ProtocolBreach as e:
         status = STATUS_PROTOCOL
@@ -238,7 +242,7 @@ def _load(handler: str) -> Callable[[Any, Context], Any]:
     if function is None:
         raise AttributeError(f"the handler is {handler}, but module {module_name} has no {name}")
     if not callable(function):
-        raise TypeError(f"the handler {handler} is a {type(function).__name__}, not a function")
+        raise TypeError(f"the handler {handler} is of type {type(function).__name__}, not a function")
     if getattr(getattr(function, "__code__", None), "co_flags", 0) & _ASYNC:
         raise TypeError(f"the handler {handler} is async; write a plain function that calls asyncio.run")
     return function  # type: ignore[no-any-return]
