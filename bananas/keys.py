@@ -16,7 +16,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
-| ``inbox:<runner>`` | LIST | ``cancel <id> <token>`` for one runner | 60 s after the last push |
+| ``inbox:<runner>`` | LIST | ``cancel <id> <token>`` or ``pools``, for one runner | 60 s after the last push |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |

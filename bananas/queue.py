@@ -250,14 +250,11 @@ class Queue:
         with self._connections.guard():
             return self._connections.blocking.bzpopmin([keys.bell(pool)], timeout=block_s) is not None
 
-    def pop_inbox(self, runner: str, block_s: float) -> tuple[str, int] | None:
-        """The next (id, token) of this runner's that was cancelled, or None."""
+    def pop_inbox(self, runner: str, block_s: float) -> tuple[str, ...] | None:
+        """The next message for this runner, or None: ``("cancel", id, token)`` or ``("pools",)`` (settings changed)."""
         with self._connections.guard():
             message = self._connections.blocking.blpop([keys.inbox(runner)], timeout=block_s)
-        if message is None:
-            return None
-        _, job_id, token = message[1].decode().split(" ")
-        return job_id, int(token)
+        return None if message is None else tuple(message[1].decode().split(" "))
 
     def server_uptime_s(self) -> int:
         """Seconds since the Redis server started (the reaper waits one lease after a restart)."""

@@ -190,6 +190,11 @@ class Registry:
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(keys.POOLS, name, raw)
             pipe.incr(keys.POOLS_REV)
+            # Told at once, so that a new pool is served when its first job comes; a step's revision is the safety net.
+            for runner in self._redis.hkeys(keys.RUNNERS):
+                inbox = keys.inbox(runner.decode())
+                pipe.rpush(inbox, "pools")
+                pipe.pexpire(inbox, 60_000)
             pipe.execute()
         return True
 

@@ -113,7 +113,7 @@ class Supervisor:
         self._services = [
             Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
-            Inbox(self._on_crash, self._queue, self._in_flight, host.name),
+            Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools),
             self._promoter,
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
             Janitor(self._on_crash, self._queue, host, bundles),

@@ -198,24 +198,33 @@ class Bell(GreenletService):
 
 
 class Inbox(PeriodicService):
-    """Hears of cancelled attempts of this runner as soon as they are cancelled."""
+    """Hears at once of what concerns this runner: cancelled attempts, changed pools."""
 
     name = "inbox"
 
     def __init__(
-        self, on_crash: Callable[[str, BaseException], None], queue: Queue, in_flight: InFlight, runner: str
+        self,
+        on_crash: Callable[[str, BaseException], None],
+        queue: Queue,
+        in_flight: InFlight,
+        runner: str,
+        on_pools: Callable[[], None],
     ) -> None:
         super().__init__(on_crash, 0.0)
         self._queue = queue
         self._in_flight = in_flight
         self._runner = runner
+        self._on_pools = on_pools
 
     def run_once(self) -> float | None:
         """Block for one message."""
-        message = self._queue.pop_inbox(self._runner, BLOCK_S)
-        running = self._in_flight.get(*message) if message else None
-        if running is not None and not running.over:
-            running.abandon("cancelled")
+        match self._queue.pop_inbox(self._runner, BLOCK_S):
+            case ("cancel", job_id, token):
+                running = self._in_flight.get(job_id, int(token))
+                if running is not None and not running.over:
+                    running.abandon("cancelled")
+            case ("pools",):
+                self._on_pools()
         return 0.0
 
     def unavailable(self) -> None:

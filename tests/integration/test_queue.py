@@ -279,7 +279,7 @@ def test_cancel_in_every_state(queue, registry, connections):
     running = queue.enqueue(NewJob("hello", b"1"))
     [c] = claim(queue)
     queue.cancel(running.id)
-    assert queue.pop_inbox("runner", 1) == (running.id, c.token)
+    assert queue.pop_inbox("runner", 1) == ("cancel", running.id, str(c.token))
     assert queue.extend(LEASE_MS, [(c.id, c.token)]) == [False]
     assert settle(queue, c, Outcome.OK, b"1").settled == [False]
     with pytest.raises(errors.JobFinished, match="cancelled"):
@@ -526,6 +526,15 @@ def test_runners_are_live_while_they_say_so(registry):
     assert [runner.id for runner in registry.runners()] == ["live"]
     registry.retire("live")
     assert registry.runners() == []
+
+
+def test_every_runner_is_told_of_changed_pools(queue, registry):
+    """A new pool is served at once, not at the next look."""
+    registry.announce(RunnerInfo(id="r1", host="h", pid=1, started_at_ms=1, seen_at_ms=registry.now_ms()))
+    assert registry.put_pool("email", PoolSpec())
+    assert queue.pop_inbox("r1", 1) == ("pools",)
+    assert not registry.put_pool("email", PoolSpec())
+    assert queue.pop_inbox("r1", 0.05) is None
 
 
 def test_instance_id_is_made_once(registry, connections):
