@@ -113,7 +113,7 @@ def runners(output: str) -> None:
 
     \b
     Example:
-      bananas ps
+      bananas runners -o json
     """
     with client() as gateway:
         found = gateway.runners()
