@@ -22,6 +22,7 @@ from typing import Any
 
 import gevent
 import gevent.socket
+from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from bananas.errors import ConfigError
@@ -178,23 +179,22 @@ class Relay:
         self._on_event = on_event
         self._resolve = resolve
         self._idle_timeout_s = idle_timeout_s
-        self._active: set[gevent.Greenlet[..., Any]] = set()
+        # Above the limit there is some room to say no; beyond that, connections wait in the backlog.
+        self._greenlets = Pool(2 * MAX_CONNECTIONS)
         listener = listen_unix(path, MAX_CONNECTIONS, gevent.socket.socket)
-        self._server = StreamServer(listener, self._serve)
+        self._server = StreamServer(listener, self._serve, spawn=self._greenlets)
         self._server.start()
 
     def close(self) -> None:
         """End every connection and stop listening. Idempotent."""
-        self._server.stop(timeout=CLOSE_TIMEOUT_S)
-        gevent.killall(list(self._active), timeout=CLOSE_TIMEOUT_S)
+        self._server.close()
+        self._greenlets.kill(timeout=CLOSE_TIMEOUT_S)
         self._path.unlink(missing_ok=True)
 
     def _serve(self, client: Any, _: Any) -> None:
-        me: Any = gevent.getcurrent()
         event: dict[str, Any] = {"event": "refused", "target": "", "address": "", "reason": ""}
         began_s = time.monotonic()
         transfer = _Transfer(began_s)
-        self._active.add(me)
         try:
             with client:
                 upstream = self._open(client, event)
@@ -209,16 +209,15 @@ class Relay:
         except OSError as e:
             event["reason"] = str(e)
         finally:
-            self._active.discard(me)
             counts = {"sent_bytes": transfer.sent_bytes, "received_bytes": transfer.received_bytes}
             self._on_event({**event, **counts, "ms": round((time.monotonic() - began_s) * 1000)})
 
     def _open(self, client: Any, event: dict[str, Any]) -> Any:
         """The connection to what the sandbox asks for, or None when it was refused."""
         try:
-            if len(self._active) > MAX_CONNECTIONS:
-                raise _Refused(f"the sandbox has {MAX_CONNECTIONS} connections open already, which is the limit")
             target = event["target"] = self._read_request(client)
+            if len(self._greenlets) > MAX_CONNECTIONS:
+                raise _Refused(f"the sandbox has {MAX_CONNECTIONS} connections open already, which is the limit")
             if target not in self._targets:
                 raise _Refused("the target is not in the pool's egress list")
             upstream = self._connect(target, event)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 MAX_CONNECTIONS = 32
+#: Clients that wait while the most are connected; one more would have to knock again a second later.
+BACKLOG = 128
 BUFFER_BYTES = 64 * 1024
 REPLY_BYTES = 512
 #: The relay takes at most 15 s and some for resolving; this is for a relay that died.
@@ -41,7 +43,7 @@ class Forwarder:
                 listener.bind((route["ip"], route["port"]))
             except OSError as e:
                 raise OSError(e.errno, f"cannot listen on {route['ip']}:{route['port']}: {e.strerror}") from e
-            listener.listen(MAX_CONNECTIONS)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
             self._listeners[listener] = f"{route['name']}:{route['port']}"
         # Another open file of the same pipe, because not blocking is a property of the open file, and the worker's
