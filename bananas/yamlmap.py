@@ -90,8 +90,8 @@ class Node:
     def locate(self, loc: Loc, *, key: bool = False) -> tuple[Mark, Loc]:
         """The place of the value at ``loc`` (of its key with ``key=True``), and the part of ``loc`` that exists.
 
-        A mapping is pointed at by its key, for its value begins a line further down; so is a value left empty. When the last parts of ``loc``
-        do not exist, the place is that of the deepest value that does.
+        A mapping is pointed at by its key, for its value begins a line further down; so is a value left empty. When
+        the last parts of ``loc`` do not exist, the place is that of the deepest value that does.
         """
         node, at = self, self.mark
         for depth, part in enumerate(loc):

@@ -7,7 +7,7 @@ docker) only inside the function that uses it. Exit codes, which scripts may rel
     1    it did not work; the line on stderr says why (a deploy, a manifest, an answer of the gateway)
     2    wrong usage
     3    no gateway answers
-    4    the job itself failed: the handler raised, crashed, ran out of memory or time
+    4    the job itself failed: the handler raised, crashed, ran out of memory or time, or was cancelled
     130  interrupted
 """
 
@@ -47,7 +47,7 @@ COMMANDS = {
 ALIASES = {"ps": "runners"}
 
 #: Problems of the API that say how a job ended, not that the call went wrong.
-_JOB_CODES = frozenset({"handler-error", "sandbox-died", "timeout"})
+_JOB_CODES = frozenset({"handler-error", "sandbox-died", "sandbox-start", "timeout", "job-cancelled"})
 
 
 class _Group(click.RichGroup):
