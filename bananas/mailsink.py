@@ -55,7 +55,7 @@ class Mailbox:
     def __init__(self, directory: Path, out: IO[str]) -> None:
         """``out`` gets one line per mail; the folder is created."""
         self.directory = directory.absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # mails are nobody else's business
         self._out = out
         self._lock = threading.Lock()  # guards the names, the pruning and ``out``
         self._last_ns = 0

@@ -122,7 +122,10 @@ class Stack:
         self._say = self.supervisor.say
         self._redis = None if settings.redis_url else OwnRedis(self.state / "redis")
         self.redis_url = settings.redis_url or (self._redis.server.url if self._redis else "")
-        self._mail_port = _mail_port(environ) if mode == "dev" else 0
+        self._mail_wish = _mail_wish(environ)
+        self._mail_port = 0
+        if mode == "dev":
+            self._mail_port = free_port() if _taken("127.0.0.1", self._mail_wish) else self._mail_wish
         self._env = dict(environ) | {
             "BANANAS_REDIS_URL": self.redis_url,
             "BANANAS_STATE_DIR": str(self.state),
@@ -262,7 +265,8 @@ class Stack:
         redis = str(self._redis.server.log_path) if self._redis else "not ours"
         rows = [("gateway", self.url), ("redis", f"{safe_url(self.redis_url)} ({redis})"), ("data", str(self.state))]
         if self.mode == "dev":
-            rows.insert(2, ("mail", f"smtp://127.0.0.1:{self._mail_port}, mails in {self.mail_dir}"))
+            taken = "" if self._mail_port == self._mail_wish else f" ({self._mail_wish} is taken)"
+            rows.insert(2, ("mail", f"smtp://127.0.0.1:{self._mail_port}{taken}, mails in {self.mail_dir}"))
         for name, what in rows:
             self._say(f"{name:<8} {what}")
         if self.mode == "dev":
@@ -327,11 +331,9 @@ def _taken(host: str, port: int) -> str | None:
     return None
 
 
-def _mail_port(environ: Mapping[str, str]) -> int:
-    """SMTP_PORT or 2525, or a free port when that one is taken."""
+def _mail_wish(environ: Mapping[str, str]) -> int:
     wanted = environ.get("SMTP_PORT", "")
-    port = int(wanted) if wanted.isdecimal() and 0 < int(wanted) < 65536 else MAIL_PORT
-    return port if _taken("127.0.0.1", port) is None else free_port()
+    return int(wanted) if wanted.isdecimal() and 0 < int(wanted) < 65536 else MAIL_PORT
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ def test_a_sent_mail_becomes_a_line_and_a_file(sink: MailSink, client: smtplib.S
     }
     (path,) = sink.mailbox.directory.iterdir()
     assert path.suffix == ".eml"
+    assert sink.mailbox.directory.stat().st_mode & 0o077 == 0, "only this user reads it"
     assert path.read_bytes().startswith(b"Return-Path: <me@here.example>\r\nDelivered-To: you@there.example\r\n")
     assert b"\r\n.\r\n" in path.read_bytes(), "the body's own dot line is there, without its stuffing"
 
