@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -44,14 +45,25 @@ def player(connections: Connections) -> Player:
 
 
 @pytest.fixture
-def client(connections: Connections, player: Player) -> FlaskClient:
+def app_client() -> Iterator[Callable[..., FlaskClient]]:
+    """Makes clients of apps with the given settings; their reply readers end with the test."""
+    made: list[Waiters] = []
+
+    def make(connections: Connections, **settings: Any) -> FlaskClient:
+        queue = Queue(connections)
+        made.append(Waiters(queue))
+        parts = (queue, Registry(connections), made[-1], health.Health(connections))
+        return create_app(Settings(**settings), *parts).test_client()
+
+    yield make
+    for waiters in made:
+        waiters.stop()
+    gevent.sleep(0)
+
+
+@pytest.fixture
+def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
     return app_client(connections)
-
-
-def app_client(connections: Connections, **settings: Any) -> FlaskClient:
-    queue = Queue(connections)
-    parts = (queue, Registry(connections), Waiters(queue), health.Health(connections))
-    return create_app(Settings(**settings), *parts).test_client()
 
 
 def send(client: FlaskClient, method: str, path: str, body: Any = None) -> TestResponse:
@@ -125,7 +137,7 @@ def test_a_payload_of_2_mb_is_413_with_size_and_limit(client):
         assert found["size_bytes"] == len(body)
 
 
-def test_a_web_page_cannot_drive_the_gateway(client, connections):
+def test_a_web_page_cannot_drive_the_gateway(client, app_client, connections):
     """Foreign host names are 403, other media types 415; beyond loopback the operator's names are served."""
     foreign = {"Host": "rebound.example.com"}
     assert_problem(client.get("/functions", headers=foreign), 403, "host-not-allowed", "rebound.example.com")
@@ -366,7 +378,7 @@ def test_metrics_tell_what_happened(client, player):
     assert found["bananas_job_duration_seconds_sum", "hello"] == pytest.approx(0.0065)
 
 
-def test_everything_is_503_without_redis_and_nothing_hangs(free_port):
+def test_everything_is_503_without_redis_and_nothing_hangs(app_client, free_port):
     """Each call that needs Redis says so, with the time after which to try again; the process itself is well."""
     connections = Connections(f"redis://:hunter2@127.0.0.1:{free_port}/0")
     client = app_client(connections)
