@@ -128,7 +128,7 @@ def _install(name: str, path: Path, abi: str, report: Report) -> pack.Bundle | N
 def _upload(client: Client, name: str, what: str, bundle: pack.Bundle, report: Report) -> None:
     if client.has_bundle(bundle.digest):
         return
-    report(f"{name}: uploading {what}, {_size(len(bundle.data))} in {bundle.files} files")
+    report(f"{name}: uploading {what}, {_size(len(bundle.data))} in {bundle.files} file{'s'[: bundle.files != 1]}")
     client.put_bundle(bundle.digest, bundle.data)
 
 

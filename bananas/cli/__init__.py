@@ -130,6 +130,6 @@ def _explain_answer(error: errors.ApiError) -> int:
     failure, job = error.problem.get("error"), error.problem.get("job")
     if isinstance(failure, dict) and isinstance(failure.get("traceback"), str):
         print(failure["traceback"].rstrip(), file=sys.stderr)
-    more = f" (job {job}; see `bananas jobs show {job}`)" if isinstance(job, str) else ""
+    more = f" (see `bananas jobs show {job}`)" if isinstance(job, str) else ""
     print(f"error: {error}{more}", file=sys.stderr)
     return EXIT_JOB_FAILED if error.problem.get("code") in _JOB_CODES else EXIT_FAILED

@@ -56,7 +56,8 @@ def validate(file: Path, output: str) -> None:
     if output == "json":
         print_json({"file": str(file), "functions": list(loaded.functions), "pools": list(loaded.pools)})
     else:
-        click.echo(f"{file} is valid: {len(loaded.functions)} functions, {len(loaded.pools)} pools")
+        counts = ((len(loaded.functions), "function"), (len(loaded.pools), "pool"))
+        click.echo(f"{file} is valid: " + ", ".join(f"{count} {noun}{'s'[: count != 1]}" for count, noun in counts))
 
 
 @click.command()

@@ -119,7 +119,7 @@ def test_a_handlers_traceback_and_job_are_shown(gateway: StubGateway, bananas: C
     facts = {"job": "j1", "error": {"type": "KeyError", "message": "'x'", "traceback": "Traceback …\nKeyError: 'x'\n"}}
     gateway.override["POST /functions/hello/invoke"] = problem(500, "handler-error", "KeyError: 'x'", **facts)
     assert bananas("invoke", "hello").err == (
-        "Traceback …\nKeyError: 'x'\nerror: KeyError: 'x' (job j1; see `bananas jobs show j1`)\n"
+        "Traceback …\nKeyError: 'x'\nerror: KeyError: 'x' (see `bananas jobs show j1`)\n"
     )
 
 
@@ -302,7 +302,7 @@ def test_deploy_reports_on_stderr_and_prints_the_result(app: Path, gateway: Stub
 
 def test_validate_prints_every_problem_and_the_count(app: Path, gateway: StubGateway, bananas: Cli) -> None:
     """Without asking a gateway."""
-    assert bananas("validate").out == "bananas.yaml is valid: 1 functions, 0 pools\n"
+    assert bananas("validate").out == "bananas.yaml is valid: 1 function, 0 pools\n"
     (app / "bananas.yaml").write_text("version: 1\nfunctions: {hello: {timout: 3s, timeout: 3}}\n")
     done = bananas("validate")
     assert done.code == 1
