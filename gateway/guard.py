@@ -16,6 +16,7 @@ import re
 from typing import Final
 
 from flask import request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import BadRequest, ClientDisconnected
 
 from bananas.errors import HostNotAllowed, PayloadTooLarge, UnsupportedMedia
@@ -71,7 +72,7 @@ def _read(most_bytes: int) -> bytes:
         return b""  # a server that leaves the end of the body to us, and no way to know it
     try:
         data: bytes = environ["wsgi.input"].read(most_bytes)
-    except OSError as e:  # also what gunicorn raises for chunks that are none
+    except (OSError, ParseException) as e:  # the client has gone, or what it sent is no chunk
         raise BadRequest(f"the body cannot be read: {e}") from e
     return data
 
