@@ -36,7 +36,7 @@ Resolve = Callable[[str], Sequence[str]]
 MAX_CONNECTIONS = 32
 REQUEST_BYTES = 300
 REQUEST_TIMEOUT_S = 5.0
-#: For resolving and for connecting, each, over all addresses of a name.
+#: For DNS, and for DNS and all tries to connect together.
 RESOLVE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
 #: Without a byte in either direction.
