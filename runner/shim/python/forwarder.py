@@ -57,13 +57,15 @@ class Forwarder:
             listener.close()
         os.close(self._log_fd)
 
-    def ended(self, connection: Connection, problem: str) -> None:
-        """A connection is over; ``problem`` says why it never worked, and goes to the logs of the running call."""
+    def tell(self, text: str) -> None:
+        """Write a line to the logs of the running call."""
+        # A pipe that is full or has no reader: then nobody would read it.
+        with contextlib.suppress(OSError):
+            os.write(self._log_fd, f"bananas: {text}\n".encode())
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is over, so there is room for another one."""
         self._connections.discard(connection)
-        if problem:
-            # A pipe that is full or has no reader: then nobody would read it.
-            with contextlib.suppress(OSError):
-                os.write(self._log_fd, f"bananas: egress to {connection.target}: {problem}\n".encode())
         if len(self._connections) == MAX_CONNECTIONS - 1:
             self._listen()
 
@@ -186,7 +188,10 @@ class Connection:
 
     def _end(self, problem: str) -> None:
         self._loop.cancel(id(self))
+        if problem:
+            # Before the close, which may wake user code and end the call that the text belongs to.
+            self._forwarder.tell(f"egress to {self.target}: {problem}")
         for sock in (self._client, self._relay):
             self._loop.forget(sock.fileno())
             sock.close()
-        self._forwarder.ended(self, problem)
+        self._forwarder.ended(self)
