@@ -216,6 +216,17 @@ def test_wait_without_a_wait(client, player):
     assert_problem(client.get(f"/jobs/{job}?wait=soon"), 422, "invalid-request", "wait must be")
 
 
+def test_too_many_waiters_are_turned_away_and_leave_no_job(connections, player):
+    """A process waits for a bounded number of calls; the refusal comes before anything is queued."""
+    queue = Queue(connections)
+    parts = (queue, Registry(connections), Waiters(queue, limit=0), health.Health(connections))
+    client = create_app(Settings(), *parts).test_client()
+    job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
+    assert_problem(client.get(f"/jobs/{job}?wait=5"), 503, "unavailable", "already wait")
+    assert_problem(send(client, "POST", "/functions/hello/invoke", {}), 503, "unavailable", "already wait")
+    assert queue.counts().counters == {"enqueued:hello": 1}
+
+
 # -- functions and bundles --------------------------------------------------------------------------------------
 
 

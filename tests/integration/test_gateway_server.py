@@ -28,6 +28,8 @@ pytestmark = pytest.mark.redis
 
 #: A wake-up takes about a millisecond; this leaves room for a busy machine.
 AT_ONCE_S = 0.1
+#: Calls made while connections are lost.
+CALLS = 300
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +297,35 @@ def test_a_job_that_ended_while_the_gateway_could_not_hear_is_not_waited_for(own
     got = poll.result(SOON_S)
     assert (got.json["result"], got.status) == ("lost and found", 200)
     assert claim.id == job.id
+
+
+def test_no_call_is_lost_while_the_reader_keeps_losing_its_connection(own, pool):
+    """Replies that vanish with a connection, and calls that register just then, are found again within moments."""
+    platform, _, player = own
+    client = redis.Redis.from_url(platform.redis_url)
+
+    def answer_all() -> None:
+        for _ in range(CALLS):
+            claim = player.claim()
+            player.settle(claim, result=claim.payload)
+
+    runner = pool.submit(answer_all)  # before the calls, which take all other threads
+    answers = [pool.submit(invoke, platform, str(n).encode()) for n in range(CALLS)]
+    losses = 0
+    while not runner.done():
+        losses += kill_readers(client)
+    client.close()
+    runner.result(SOON_S)
+    for n, got in enumerate(answer.result(SOON_S) for answer in answers):
+        assert (got.status, got.body) == (200, str(n).encode())
+        assert got.took_s < 5.0
+    assert losses > 2
+
+
+def kill_readers(client: redis.Redis) -> int:
+    """End the connections on which gateway processes wait for replies; returns how many."""
+    readers = [c for c in client.client_list() if c["cmd"].startswith(("blmpop", "blpop"))]
+    return sum(client.client_kill_filter(_id=reader["id"]) for reader in readers)
 
 
 def test_two_processes_tell_the_same_metrics(own):
