@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import gevent
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,7 +21,7 @@ from bananas.settings import LIMITS, Settings
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
 from gateway.app import create_app
 from gateway.wait import Waiters
-from tests.integration.gateway_player import ABI, CODE, SHA, Player
+from tests.integration.gateway_player import ABI, CODE, SHA, Player, assert_problem, send
 
 pytestmark = pytest.mark.redis
 
@@ -45,41 +43,6 @@ def player(connections: Connections) -> Player:
 
 
 @pytest.fixture
-def app_client() -> Iterator[Callable[..., FlaskClient]]:
-    """Makes clients of apps with the given settings; their reply readers end with the test."""
-    made: list[Waiters] = []
-
-    def make(connections: Connections, **settings: Any) -> FlaskClient:
-        queue = Queue(connections)
-        made.append(Waiters(queue))
-        parts = (queue, Registry(connections), made[-1], health.Health(connections))
-        return create_app(Settings(**settings), *parts).test_client()
-
-    yield make
-    for waiters in made:
-        waiters.stop()
-    gevent.sleep(0)
-
-
-@pytest.fixture
-def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
-    return app_client(connections)
-
-
-def send(client: FlaskClient, method: str, path: str, body: Any = None) -> TestResponse:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return client.open(path, method=method, data=raw, content_type="application/json")
-
-
-def assert_problem(answer: TestResponse, status: int, code: str, detail: str = "") -> dict[str, Any]:
-    body = json.loads(answer.data)
-    assert (answer.status_code, answer.mimetype) == (status, "application/problem+json"), answer.data
-    assert (body["status"], body["code"], body["type"]) == (status, code, f"urn:bananas:problem:{code}")
-    assert body["title"]
-    assert re.search(detail, body["detail"]), body["detail"]
-    return body
-
-
 # -- jobs -------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -397,33 +396,6 @@ def test_a_call_that_outlasts_the_grace_is_told_and_its_job_cancelled(own, pool)
     assert (got.status, got.json["code"], got.json["job"]) == (503, "unavailable", claim.id)
     assert player.queue.show(claim.id).state is JobState.CANCELLED
     assert gateway.popen.wait(SOON_S) == 0
-
-
-def start(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Try to start a gateway from some directory; returns once it has ended."""
-    return subprocess.run(
-        [sys.executable, "-m", "gateway"],
-        env={"PATH": "/usr/bin:/bin", "BANANAS_REDIS_URL": "redis://127.0.0.1:1/0", **env},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-def test_a_wrong_start_is_one_line_and_exit_code_1(tmp_path, free_port):
-    """Beyond loopback, without a Redis, on a port in use, with a misspelt setting."""
-    with socket.create_server(("127.0.0.1", free_port)):
-        ends = {
-            "BANANAS_HOST=0.0.0.0": start(tmp_path, BANANAS_HOST="0.0.0.0", BANANAS_PORT=str(free_port)),
-            "BANANAS_REDIS_URL is not set": start(tmp_path, BANANAS_REDIS_URL=""),
-            f"port {free_port} is in use": start(tmp_path, BANANAS_PORT=str(free_port)),
-            "did you mean BANANAS_PORT": start(tmp_path, BANANAS_PORTS="1"),
-        }
-    for said, end in ends.items():
-        assert (end.returncode, end.stdout, end.stderr.count("\n")) == (1, "", 1), end.stderr
-        assert said in end.stderr
-        assert end.stderr.startswith("error: ")
 
 
 def test_the_start_says_where_and_nothing_else(platform):
