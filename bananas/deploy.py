@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from bananas import pack, requirements
+from bananas import pack, requirements, syntax
 from bananas.client import Client
 from bananas.errors import ApiError, DeployError
 from bananas.manifest import Manifest, ManifestFunction
@@ -83,6 +83,7 @@ def _prepare(
     )
     if _served(client, name) == deployment.version():
         return deployment, False
+    syntax.check(code, function.folder, runtimes[runtime]["python"])
     if function.requirements is not None:
         deps = _install(name, function.requirements, deployment.abi, report)
         if deps is not None:

@@ -113,6 +113,8 @@ class Settings:
 
     #: redis://, rediss:// or unix:// URL. Empty: our own server (``bananas.embedded``). May hold a password.
     redis_url: str = _setting("BANANAS_REDIS_URL", _text, "", secret=True)
+    #: Where ``bananas dev`` has its own Redis, on 127.0.0.1 and if nobody else is there; 0: on a Unix socket.
+    redis_port: int = _setting("BANANAS_REDIS_PORT", _count(0, 65535), 6379)
     host: str = _setting("BANANAS_HOST", _text, "127.0.0.1")
     port: int = _setting("BANANAS_PORT", _count(1, 65535), 8080)
     #: ``token`` needs API tokens beyond loopback; ``none`` serves anyone who can reach the port.

@@ -16,11 +16,13 @@ from bananas import errors
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
-NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
+#: The very end: ``$`` would let a newline follow. Understood by Python's and by JSON Schema's expressions.
+_END = r"(?![\s\S])"
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}" + _END
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}" + _END)]
 #: ``host:port``; the host is a DNS name or a literal IPv4 address.
-EgressTarget = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[0-9]{1,5}$")]
+EgressTarget = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[0-9]{1,5}" + _END)]
 
 DAY_MS = 24 * 3600 * 1000
 MAX_RETRIES = 20
@@ -54,9 +56,9 @@ class RetrySpec(_Spec, frozen=True, kw_only=True):
 class FunctionSpec(_Spec, frozen=True, kw_only=True):
     """What one function is, apart from its code. Part of the version digest."""
 
-    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2})$")] = "python"
+    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2})" + _END)] = "python"
     #: ``module.function`` below the function's folder, e.g. ``handler.handle``.
-    handler: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")] = "handler.handle"
+    handler: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+" + _END)] = "handler.handle"
     pool: Name = "default"
     #: Other pools a single job may name instead.
     allow_pools: tuple[Name, ...] = ()
@@ -103,7 +105,7 @@ class Deployment(_Spec, frozen=True, kw_only=True):
     spec: FunctionSpec
     bundles: Bundles
     #: ABI that ``deps`` was installed for, as published by runners, e.g. ``cp311-x86_64-glibc2.36``.
-    abi: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    abi: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}" + _END)]
 
     def version(self) -> str:
         """The version id: 12 hex digits over sources, settings, requirements text and ABI.

@@ -1,9 +1,9 @@
 """``bananas up`` and ``bananas dev``: which programs make a Bananas on one machine, with which settings.
 
-``up`` is Redis, the gateway and one runner; a manifest, if given, is deployed once they are ready. ``dev`` adds a mail
-sink, stops sooner, and keeps its data in ``./.bananas``. Decides names, ports, directories and order;
-``bananas.supervise`` does the work. A Redis that BANANAS_REDIS_URL names is used and never stopped. Called by the
-command line, the demo and tests.
+``up`` is Redis, the gateway and one runner; a manifest, if given, is deployed once they are ready. ``dev`` has three
+runners and a mail sink, deploys and restarts what is edited (``bananas.devloop``), stops sooner, and keeps its data in
+``./.bananas``. Decides names, ports, directories and order; ``bananas.supervise`` does the work. A Redis that
+BANANAS_REDIS_URL names is used and never stopped. Called by the command line, the demo and tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import http.client
 import os
 import shlex
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from bananas import manifest as manifest_file
-from bananas.embedded import SOCKET_PATH_BYTES, EmbeddedRedis
+from bananas.devloop import DevLoop
 from bananas.errors import ConfigError, ManifestError
+from bananas.own_redis import OwnRedis
+from bananas.ports import check_port, free_port, taken
 from bananas.process import Program, describe
 from bananas.redis_client import safe_url
 from bananas.settings import Settings
@@ -32,9 +33,7 @@ from bananas.supervise import Supervisor
 Mode = Literal["up", "dev"]
 
 MAIL_PORT = 2525
-#: The first start reads what the last one left in its append-only file.
-REDIS_START_S = 30.0
-REDIS_STOP_S = 10.0
+DEV_RUNNERS = 3
 GATEWAY_START_S = 30.0
 #: After its grace, in which open calls may finish.
 GATEWAY_EXIT_S = 10.0
@@ -45,54 +44,6 @@ RUNNER_EXIT_S = 25.0
 #: Whoever stops ``dev`` wants the prompt back; unfinished jobs go back to the queue.
 DEV_GRACE_S = 5.0
 READYZ_TIMEOUT_S = 1.0
-#: How many ports above the taken one are tried for a suggestion.
-PORT_SUGGESTIONS = 50
-
-
-class OwnRedis:
-    """Our Redis as a part of the supervisor; it logs to a file in its data directory."""
-
-    name = "redis"
-    start_s = REDIS_START_S
-    stop_s = REDIS_STOP_S
-    output = None
-
-    def __init__(self, data_dir: Path) -> None:
-        """On a Unix socket that only this user can open; on a free port of 127.0.0.1 when its path is too long."""
-        unix_socket = data_dir.absolute() / "redis.sock"
-        fits = len(os.fsencode(unix_socket)) <= SOCKET_PATH_BYTES
-        self.server = EmbeddedRedis(data_dir, unix_socket=unix_socket if fits else None)
-        if not fits:
-            self.server = EmbeddedRedis(data_dir, port=free_port())
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while it runs."""
-        return self.server.pid
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.server.start(self.start_s)
-
-    def saw(self, line: str) -> None:
-        """It prints nothing."""
-
-    def is_ready(self) -> bool:
-        """``start`` has waited for that."""
-        return True
-
-    def poll(self) -> int | None:
-        """None while it runs."""
-        return self.server.poll()
-
-    def terminate(self) -> None:
-        """Let it write what is pending, and wait for that."""
-        self.server.stop(self.stop_s)
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self.server.pid is not None:
-            self.server.kill()
 
 
 class Stack:
@@ -120,12 +71,19 @@ class Stack:
         self.host, self.port = settings.host, settings.port
         self.supervisor = Supervisor(emit, self._on_ready)
         self._say = self.supervisor.say
-        self._redis = None if settings.redis_url else OwnRedis(self.state / "redis")
-        self.redis_url = settings.redis_url or (self._redis.server.url if self._redis else "")
+        redis_port = settings.redis_port if mode == "dev" else 0
+        given = "" if _wants_own_redis(environ) else settings.redis_url
+        self._redis = None if given else OwnRedis(self.state / "redis", redis_port)
+        self.redis_url = given or (self._redis.server.url if self._redis else "")
         self._mail_wish = _mail_wish(environ)
+        self._runners = [f"runner{n}" for n in range(1, DEV_RUNNERS + 1)] if mode == "dev" else ["runner"]
+        self._loop: DevLoop | None = None
+        #: A deploy is under way; and something changed since it began.
+        self._is_deploying = False
+        self._is_stale = False
         self._mail_port = 0
         if mode == "dev":
-            self._mail_port = free_port() if _taken("127.0.0.1", self._mail_wish) else self._mail_wish
+            self._mail_port = free_port() if taken("127.0.0.1", self._mail_wish) else self._mail_wish
         self._env = dict(environ) | {
             "BANANAS_REDIS_URL": self.redis_url,
             "BANANAS_STATE_DIR": str(self.state),
@@ -157,6 +115,8 @@ class Stack:
                 check_port(self.host, self.port)
                 code = self.supervisor.run()
         finally:
+            if self._loop is not None:
+                self._loop.stop()
             self.supervisor.close()
             self.live.set()
             self.settled.set()
@@ -193,15 +153,16 @@ class Stack:
             stop_s=grace_s + GATEWAY_EXIT_S,
         )
         add(gateway, needs)
-        runner = Program(
-            "runner",
-            _module("runner"),
-            self._env,
-            ready_line="ready, pools:",
-            start_s=RUNNER_START_S,
-            stop_s=grace_s + RUNNER_EXIT_S,
-        )
-        add(runner, needs)
+        for name in self._runners:
+            runner = Program(
+                name,
+                _module("runner"),
+                self._env,
+                ready_line="ready, pools:",
+                start_s=RUNNER_START_S,
+                stop_s=grace_s + RUNNER_EXIT_S,
+            )
+            add(runner, needs)
 
     def _gateway_is_ready(self) -> bool:
         connection = http.client.HTTPConnection(self._connect_host, self.port, timeout=READYZ_TIMEOUT_S)
@@ -221,6 +182,8 @@ class Stack:
             self._settle()
         else:
             self._deploy(self._manifest, self._without_requirements())
+            if self.mode == "dev":
+                self._watch(self._manifest)
 
     def _functions(self) -> dict[str, manifest_file.ManifestFunction]:
         """What the manifest declares; nothing when it is wrong (the deploy says what)."""
@@ -242,18 +205,41 @@ class Stack:
 
         def over(status: int) -> None:
             self.deploy_status = status
+            self._is_deploying = False
             if status == 0:
                 self.live.set()
-                if first:
-                    self._deploy(manifest, [])
-                    return
-            else:
+            if self._is_stale or (status == 0 and first):
+                self._deploy(manifest, [])
+                return
+            if status != 0:
                 self._say(f"the deploy of {manifest} ended with {describe(status)}; what was live before still is")
-                self._say(f"mend it, then: {self._again(manifest)}")
-            self._settle()
+                mend = "save it" if self._loop else f"then: {self._again(manifest)}"
+                self._say(f"mend it, {mend}")
+            if not self.settled.is_set():
+                self._settle()
 
+        self._is_deploying, self._is_stale = True, False
         argv = _module("bananas", "deploy", "--file", str(manifest), *first)
         self.supervisor.add(Program("deploy", argv, self._env), on_end=over)
+
+    def _watch(self, manifest: Path) -> None:
+        self._loop = DevLoop(
+            manifest,
+            lambda: [function.folder for function in self._functions().values()],
+            post=self.supervisor.post,
+            redeploy=lambda: self._redeploy(manifest),
+            restart=self.supervisor.restart,
+            runners=self._runners,
+        )
+        self._loop.start()
+
+    def _redeploy(self, manifest: Path) -> None:
+        """Something was edited: deploy all, after the deploy that is under way."""
+        if self._is_deploying:
+            self._is_stale = True
+        else:
+            self._say("something changed; deploying")
+            self._deploy(manifest, [])
 
     def _again(self, manifest: Path) -> str:
         names = ("BANANAS_URL", "SMTP_HOST", "SMTP_PORT") if self.mode == "dev" else ("BANANAS_URL",)
@@ -264,9 +250,10 @@ class Stack:
         """Say what runs and how to try it."""
         redis = str(self._redis.server.log_path) if self._redis else "not ours"
         rows = [("gateway", self.url), ("redis", f"{safe_url(self.redis_url)} ({redis})"), ("data", str(self.state))]
+        rows.insert(1, ("runners", f"{', '.join(self._runners)}; each does the maintenance too"))
         if self.mode == "dev":
-            taken = "" if self._mail_port == self._mail_wish else f" ({self._mail_wish} is taken)"
-            rows.insert(2, ("mail", f"smtp://127.0.0.1:{self._mail_port}{taken}, mails in {self.mail_dir}"))
+            moved = "" if self._mail_port == self._mail_wish else f" ({self._mail_wish} is taken)"
+            rows.insert(3, ("mail", f"smtp://127.0.0.1:{self._mail_port}{moved}, mails in {self.mail_dir}"))
         for name, what in rows:
             self._say(f"{name:<8} {what}")
         if self.mode == "dev":
@@ -302,33 +289,12 @@ def run(mode: str, manifest: Path | None) -> int:
     return stack.run()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError that names a free port when the gateway's is taken."""
-    problem = _taken(host, port)
-    if problem is None:
-        return
-    free = next((p for p in range(port + 1, port + PORT_SUGGESTIONS) if p < 65536 and _taken(host, p) is None), None)
-    hint = f", for example BANANAS_PORT={free}" if free else ""
-    raise ConfigError(f"port {port} on {host} cannot be used ({problem}); choose another with BANANAS_PORT{hint}")
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _taken(host: str, port: int) -> str | None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as e:
-        return e.strerror or str(e)
-    return None
+def _wants_own_redis(environ: Mapping[str, str]) -> bool:
+    """BANANAS_REDIS=embedded: our own server, whatever BANANAS_REDIS_URL says."""
+    wanted = environ.get("BANANAS_REDIS", "")
+    if wanted not in ("", "embedded"):
+        raise ConfigError(f"BANANAS_REDIS={wanted!r} is not valid: embedded, or empty; a URL goes to BANANAS_REDIS_URL")
+    return wanted == "embedded"
 
 
 def _mail_wish(environ: Mapping[str, str]) -> int:

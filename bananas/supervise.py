@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -42,6 +43,7 @@ class _State(Enum):
     WAITING = "waiting"  # for what it needs, or for the end of its backoff
     STARTING = "starting"
     READY = "ready"
+    RESTARTING = "restarting"  # asked to end, to be started again at once
     OVER = "over"  # a task that has ended, or stopped
 
 
@@ -62,11 +64,11 @@ class _Unit:
 
     @property
     def is_running(self) -> bool:
-        return self.state in (_State.STARTING, _State.READY)
+        return self.state in (_State.STARTING, _State.READY, _State.RESTARTING)
 
 
 class Supervisor:
-    """Runs parts until ``stop``. Everything but ``stop`` and ``ready`` belongs to the thread that calls ``run``."""
+    """Runs parts until ``stop``. All but ``stop``, ``post`` and ``ready`` belongs to the thread that calls ``run``."""
 
     def __init__(self, emit: Callable[[str], None], on_ready: Callable[[], None] | None = None) -> None:
         """``emit`` takes one finished line (an OSError from it ends the run); ``on_ready`` is called once."""
@@ -78,6 +80,9 @@ class Supervisor:
         self._on_ready = on_ready
         self._units: list[_Unit] = []
         self._stops = 0
+        self._posted: deque[Callable[[], None]] = deque()
+        #: Names of parts to restart, one after the other.
+        self._restarts: deque[str] = deque()
         self._mute = False
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
@@ -95,6 +100,18 @@ class Supervisor:
     def stop(self) -> None:
         """End the run: in order, with deadlines; a second call kills. From any thread or a signal handler."""
         self._stops += 1
+        self._wake()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have the loop call it soon. From any thread."""
+        self._posted.append(call)
+        self._wake()
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Restart parts one after the other, each with its full time to stop; the next begins when one is ready."""
+        self._restarts.extend(name for name in names if name not in self._restarts)
+
+    def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it will wake anyway; closed: it is over
             self._waker.send(b"!")
 
@@ -127,6 +144,9 @@ class Supervisor:
         self._waker.close()
 
     def _turn(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+        self._restart_next()
         now_s = time.monotonic()
         for unit in self._startable():
             if unit.due_at_s <= now_s:
@@ -139,6 +159,18 @@ class Supervisor:
             self.ready.set()
             if self._on_ready:
                 self._on_ready()
+
+    def _restart_next(self) -> None:
+        """Ask the next part to end, unless another one is on its way down or up."""
+        if not self._restarts or any(unit.state in (_State.RESTARTING, _State.STARTING) for unit in self._units):
+            return
+        name = self._restarts.popleft()
+        for unit in self._units:
+            if unit.part.name == name and unit.state is _State.READY:
+                self.say(f"restarting {name}")
+                unit.state = _State.RESTARTING
+                unit.due_at_s = time.monotonic() + unit.part.stop_s
+                unit.part.terminate()
 
     def _startable(self) -> list[_Unit]:
         """What has all it needs and waits at most for its backoff."""
@@ -153,6 +185,9 @@ class Supervisor:
             pauses.append(CHECK_S)
         if any(unit.pidfd is None for unit in running):
             pauses.append(POLL_S)
+        pauses += [unit.due_at_s - now_s for unit in running if unit.state is _State.RESTARTING]
+        if self._restarts and not any(unit.state in (_State.RESTARTING, _State.STARTING) for unit in running):
+            pauses.append(0.0)
         return max(0.0, min(pauses)) if pauses else None
 
     def _start(self, unit: _Unit) -> None:
@@ -207,8 +242,15 @@ class Supervisor:
             self._release(unit)
             if unit.on_end is not None:
                 self._task_over(unit, unit.on_end, status)
+            elif unit.state is _State.RESTARTING:
+                unit.state, unit.due_at_s = _State.WAITING, 0.0
             else:
                 self._failed(unit, f"ended with {describe(status)}")
+        elif unit.state is _State.RESTARTING:
+            if time.monotonic() > unit.due_at_s:
+                self.say(f"{unit.part.name} did not end within {unit.part.stop_s:g} s; killing it")
+                self._end(unit)
+                unit.state, unit.due_at_s = _State.WAITING, 0.0
         elif unit.state is _State.STARTING:
             if unit.part.is_ready():
                 unit.state = _State.READY

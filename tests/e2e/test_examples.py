@@ -19,8 +19,8 @@ import pytest
 from bananas import manifest
 from bananas.client import Client
 from bananas.errors import ApiError
+from bananas.ports import free_port
 from bananas.spec import RuntimeInfo
-from bananas.stack import free_port
 from tests.platform import ROOT, Process, until
 
 DEADLINE_S = 30.0

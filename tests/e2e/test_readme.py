@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 
 from bananas import deploy, manifest
+from bananas.ports import free_port
 from bananas.spec import RuntimeInfo
-from bananas.stack import free_port
 from tests.platform import ROOT, Platform
 
 README = (ROOT / "README.md").read_text()

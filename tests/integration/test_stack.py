@@ -19,10 +19,12 @@ import redis
 
 from bananas.client import Client
 from bananas.errors import ConfigError
+from bananas.own_redis import OwnRedis
+from bananas.ports import check_port, free_port
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import RuntimeInfo
-from bananas.stack import OwnRedis, Stack, check_port, free_port
+from bananas.stack import Stack
 from bananas.supervise import Supervisor
 from tests.platform import Process, until
 
@@ -66,6 +68,7 @@ class Bananas(Process):
             "BANANAS_PORT": str(self.port),
             "BANANAS_STATE_DIR": str(self.state),
             "BANANAS_GATEWAY_WORKERS": "1",
+            "BANANAS_REDIS_PORT": "0",
             "BANANAS_PYTHON_IMAGE": image.image,
             "SMTP_PORT": str(free_port()),
         }
@@ -120,14 +123,15 @@ def test_dev_deploys_answers_and_leaves_nothing_behind(
         assert f"gateway  http://localhost:{dev.port}" in dev.text
         assert f"curl -X POST http://localhost:{dev.port}/functions/hello/invoke" in dev.text
         pids = dev.processes()
-        assert len(pids) >= 4, "redis, mail sink, gateway master and worker, runner"
+        assert len(dev.client.runners()) == 3
+        assert len(pids) >= 7, "redis, mail sink, gateway master and worker, three runners"
         assert dev.containers()
         dev.popen.send_signal(signal.SIGINT)
         assert dev.popen.wait(DEADLINE_S) == 0, dev.text
     finally:
         dev.stop()
     stops = [line.split()[-1] for line in dev.text.splitlines() if "bananas | stopping" in line]
-    assert stops == ["runner", "gateway", "mail", "redis"]
+    assert stops == ["runner3", "runner2", "runner1", "gateway", "mail", "redis"]
     assert [pid for pid in pids if is_running(pid)] == []
 
 
