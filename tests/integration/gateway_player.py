@@ -14,15 +14,11 @@ from typing import Any
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from bananas import health, retry
+from bananas import retry
 from bananas.job import Attempt, Claim, Outcome, Settlement
 from bananas.queue import Queue
-from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
-from bananas.settings import Settings
 from bananas.spec import Bundles, Deployment, FunctionSpec
-from gateway.app import create_app
-from gateway.wait import Waiters
 
 CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
@@ -126,27 +122,6 @@ def call(
         return Answer(answer.status, answer.headers, answer.read(), time.monotonic() - began)
     finally:
         connection.close()
-
-
-def app_client() -> Iterator[Callable[..., FlaskClient]]:
-    """Makes clients of apps with the given settings; their reply readers end with the test."""
-    made: list[Waiters] = []
-
-    def make(connections: Connections, **settings: Any) -> FlaskClient:
-        queue = Queue(connections)
-        made.append(Waiters(queue))
-        parts = (queue, Registry(connections), made[-1], health.Health(connections))
-        return create_app(Settings(**settings), *parts).test_client()
-
-    yield make
-    for waiters in made:
-        waiters.stop()
-    gevent.sleep(0)
-
-
-@pytest.fixture
-def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
-    return app_client(connections)
 
 
 def send(client: FlaskClient, method: str, path: str, body: Any = None) -> TestResponse:

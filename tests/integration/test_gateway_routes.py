@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gevent
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,6 +45,27 @@ def player(connections: Connections) -> Player:
 
 
 @pytest.fixture
+def app_client() -> Iterator[Callable[..., FlaskClient]]:
+    """Makes clients of apps with the given settings; their reply readers end with the test."""
+    made: list[Waiters] = []
+
+    def make(connections: Connections, **settings: Any) -> FlaskClient:
+        queue = Queue(connections)
+        made.append(Waiters(queue))
+        parts = (queue, Registry(connections), made[-1], health.Health(connections))
+        return create_app(Settings(**settings), *parts).test_client()
+
+    yield make
+    for waiters in made:
+        waiters.stop()
+    gevent.sleep(0)
+
+
+@pytest.fixture
+def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
+    return app_client(connections)
+
+
 # -- jobs -------------------------------------------------------------------------------------------------------
 
 

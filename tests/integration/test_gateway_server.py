@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -338,12 +338,11 @@ def test_two_processes_tell_the_same_metrics(own):
     seen = {}
     # One process stands still while the other is asked, so both are asked for certain.
     for silent in pids:
-        Path(f"/proc/{silent}").stat()
-        signal_process(silent, signal.SIGSTOP)
+        os.kill(silent, signal.SIGSTOP)
         try:
             got = call(platform.port, "GET", "/metrics", timeout_s=SOON_S)
         finally:
-            signal_process(silent, signal.SIGCONT)
+            os.kill(silent, signal.SIGCONT)
         seen[silent] = re.sub(rb"(bananas_queue_oldest_seconds\{.*?\}) .*", rb"\1", got.body)
     assert len(set(seen.values())) == 1
     assert b'bananas_jobs_accepted_total{function="hello"} 5.0' in got.body
@@ -352,10 +351,6 @@ def test_two_processes_tell_the_same_metrics(own):
 def worker_pids(platform: Platform) -> list[int]:
     master = platform.processes[0].popen.pid
     return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
-
-
-def signal_process(pid: int, number: signal.Signals) -> None:
-    subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True, timeout=10)
 
 
 # -- stopping and starting --------------------------------------------------------------------------------------
