@@ -123,6 +123,13 @@ class Executor:
         elif running.abandoned and not running.handed_back:
             log.info("attempt ended unreported job=%s token=%d reason=%s", claim.id, claim.token, running.abandoned)
             return None
+        if error is not None:
+            where = str(error.get("traceback", "")).strip().split("\n")[-3:-1]
+            log.info(
+                "attempt function=%s job=%s outcome=%s %s: %s%s",
+                *(claim.function, claim.id, outcome, error["type"], error["message"]),
+                "".join(f" | {line.strip()}" for line in where),
+            )
         return self._settlement(running, outcome, error, reply, timings)
 
     def _call(

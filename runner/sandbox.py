@@ -67,6 +67,8 @@ class DockerSandbox:
         self._exit: ExitInfo | None = None
         #: What the shim's guard said of the end, if that came before terminate().
         self._reported = ExitInfo()
+        #: True when the guard says that it killed the process because we hung up.
+        self._ordered = False
 
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
         """Link the code in, send ``init``, wait for ``ready``; returns the ms it took."""
@@ -126,7 +128,7 @@ class DockerSandbox:
         self._exit = self._reported
         self._exit = self._last_words(on_log or (lambda _: None))
         self._channel.close()
-        if self._exit.status is None:
+        if self._exit.status is None and not self._ordered:
             # Killed, or no word from inside: only the engine knows whether memory was the reason.
             exited = self._engine.wait_exit(self._container_id, END_TIMEOUT_S)
             if exited is not None and (exited.oom or self._exit.signal is None):
@@ -149,6 +151,7 @@ class DockerSandbox:
                     on_log(frame.body)
                 elif frame.kind == framing.EXIT:
                     self._reported = _exit_info(frame.meta)
+                    self._ordered = frame.meta.get("ordered") is True
         except (SandboxError, TimeoutError, OSError):
             return self._reported  # the end of the stream, or garbage in front of it: both are the end
 
