@@ -47,7 +47,11 @@ def folder() -> Iterator[Path]:
 def environ(image: RuntimeInfo, **more: str) -> dict[str, str]:
     """As of a shell without any setting of ours."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("BANANAS_")}
-    return plain | {"BANANAS_PORT": str(free_port()), "BANANAS_PYTHON_IMAGE": image.image} | more
+    return (
+        plain
+        | {"BANANAS_PORT": str(free_port()), "BANANAS_REDIS_PORT": "0", "BANANAS_PYTHON_IMAGE": image.image}
+        | more
+    )
 
 
 def blocks(kind: str) -> list[str]:
