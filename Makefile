@@ -15,7 +15,7 @@ test: ## all tests, with coverage
 	sh scripts/test
 
 test-bare: ## the set-up on bare Debian roots, in containers; minutes, needs root, mmdebstrap and a package index
-	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup
+	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py
 
 wheels: ## collect every package for machines without an index, see BANANAS_WHEELS in docs/setup.md
 	sh scripts/wheels
