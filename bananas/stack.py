@@ -69,10 +69,10 @@ class Stack:
         if mode == "dev" and not settings.state_dir:
             self.state = Path(".bananas").absolute()
         self.host, self.port = settings.host, settings.port
+        given = "" if _wants_own_redis(environ) else settings.redis_url
         self.supervisor = Supervisor(emit, self._on_ready)
         self._say = self.supervisor.say
         redis_port = settings.redis_port if mode == "dev" else 0
-        given = "" if _wants_own_redis(environ) else settings.redis_url
         self._redis = None if given else OwnRedis(self.state / "redis", redis_port)
         self.redis_url = given or (self._redis.server.url if self._redis else "")
         self._mail_wish = _mail_wish(environ)
