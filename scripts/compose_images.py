@@ -8,6 +8,7 @@ must do. So packages are installed on the host, for the interpreter that the bas
 from __future__ import annotations
 
 import compileall
+import importlib.metadata
 import os
 import py_compile
 import re
@@ -46,9 +47,9 @@ def prepare(base: RuntimeInfo, stage: Path = STAGE) -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="bananas-site-") as folder:
         site = Path(folder) / "site"
-        wanted = Path(folder) / "requirements.txt"
-        wanted.write_text("\n".join(dependencies()) + "\n", "utf-8")
         native = _is_native(base)
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text("\n".join(dependencies(native)) + "\n", "utf-8")
         if native:
             _install(wanted, site)
         else:
@@ -68,10 +69,19 @@ def prepare(base: RuntimeInfo, stage: Path = STAGE) -> Path:
     return target
 
 
-def dependencies() -> list[str]:
-    """The requirements of our distribution that a service needs."""
+def dependencies(native: bool) -> list[str]:
+    """The requirements of our distribution that a service needs; of the extra [fast] what this host could build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return [line for line in project["dependencies"] if Requirement(line).name not in NOT_IN_SERVICES]
+    built = [line for line in project["optional-dependencies"]["fast"] if native and _is_here(Requirement(line).name)]
+    return [line for line in project["dependencies"] if Requirement(line).name not in NOT_IN_SERVICES] + built
+
+
+def _is_here(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _is_native(base: RuntimeInfo) -> bool:

@@ -34,6 +34,8 @@ COMPOSE_S = 110
 #: One submit, over the restart of whatever is away.
 SUBMIT_S = 40
 MIN_JOBS = 200
+#: Ends of an attempt that use up no try: done, or Redis or its runner went away around it.
+HARMLESS = {"ok", "lost", "start", "handed_back"}
 DEMO = "deploy/compose.demo.yml"
 NAP = "import time\ndef handle(event, context):\n    time.sleep(0.05)\n    return event\n"
 
@@ -258,7 +260,7 @@ def test_runners_scale(stack: Stack) -> None:
 
 
 def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
-    """While Redis, the gateway and each runner restart in turn, every job that was accepted completes, and no attempt fails."""
+    """While Redis, the gateway and each runner restart in turn, every accepted job completes and no attempt fails."""
     stack.up("--scale", "runner=3")
     until(lambda: len(stack.runner_ids()) == 3, 20, "three live runners")
     before = stack.runner_ids()
@@ -283,7 +285,7 @@ def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
     assert {number: record["result"] for number, record in records.items()} == {n: n for n in records}
     outcomes = collections.Counter(attempt["outcome"] for record in records.values() for attempt in record["history"])
     print(f"{len(records)} jobs, {load.repeats} repeated submits, {dict(outcomes)}")
-    assert set(outcomes) <= {"ok", "lost"}, "a claim may get lost with Redis, but no attempt fails"
+    assert set(outcomes) <= HARMLESS, "an attempt failed"
 
 
 def has_grown(load: Load) -> Callable[[], bool]:
