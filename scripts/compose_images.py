@@ -153,7 +153,9 @@ def main() -> int:
             prepare(base)
             settings = [f"BASE_IMAGE={base.image}"]
             if not chosen:
-                settings.append(f"REDIS_IMAGE={build_redis(client, base.image)}")
+                # Not on the default image, which may be of another system: the server brings this host's libraries.
+                host = images.build_from_host(client, make_default=False)
+                settings.append(f"REDIS_IMAGE={build_redis(client, host.image)}")
     except BananasError as e:
         print(f"compose-images: {e}", file=sys.stderr)
         return 1
