@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Below the root of the checkout, since that is the build context.
 STAGE = ROOT / ".bananas/compose"
 PACKAGES = ("bananas", "gateway", "runner")
+BASE_IMAGE = "bananas/base:local"
 REDIS_IMAGE = "bananas/redis:local"
 #: For `bananas deploy` and `bananas dev`, on the machine of whoever develops; uv alone would double the image.
 NOT_IN_SERVICES = ("uv", "watchfiles")
@@ -151,8 +152,10 @@ def main() -> int:
         with closing(images.connect()) as client:
             base = images.describe(client, chosen or images.DEFAULT_IMAGE)
             prepare(base)
-            settings = [f"BASE_IMAGE={base.image}"]
+            settings = [f"BASE_IMAGE={chosen or BASE_IMAGE}"]
             if not chosen:
+                # The default image may become another one; what was installed fits this one.
+                client.images.get(base.image_id).tag(*BASE_IMAGE.split(":"))
                 # Not on the default image, which may be of another system: the server brings this host's libraries.
                 host = images.build_from_host(client, make_default=False)
                 settings.append(f"REDIS_IMAGE={build_redis(client, host.image)}")
