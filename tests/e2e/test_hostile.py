@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bananas.errors import ApiError
+from bananas.errors import ApiError, DeployError
 from tests.platform import Platform
 
 pytestmark = pytest.mark.docker
@@ -31,7 +31,6 @@ HANDLERS = {
     ),
     "notjson": "def handle(event, context):\n    return {1, 2}\n",
     "imports": "import no_such_module\ndef handle(event, context):\n    return 1\n",
-    "syntax": "def handle(event, context)\n    return 1\n",
     "segfaults": "import ctypes\ndef handle(event, context):\n    ctypes.string_at(0)\n",
     "closes": "import os\ndef handle(event, context):\n    os.closerange(3, 2000)\n    return 1\n",
 }
@@ -54,7 +53,6 @@ CASES = {
     "eats": ("oom", "OutOfMemory", "256 MiB"),
     "notjson": ("error", "ResultNotJson", "set"),
     "imports": ("error", "ModuleNotFoundError", "no_such_module"),
-    "syntax": ("error", "SyntaxError", "expected"),
     "segfaults": ("crashed", "Crashed", "signal 11"),
 }
 
@@ -72,6 +70,13 @@ def test_misbehaviour_has_a_clear_error_and_harms_nobody(app, name):
     assert (attempt["outcome"], attempt["error"]["type"]) == (outcome, kind), record
     assert text in attempt["error"]["message"]
     assert app.client.invoke("neighbour", {"n": 2}) == b'{"n":2}'
+
+
+def test_code_that_does_not_compile_is_refused_and_what_served_before_serves(app):
+    """The deploy names file, line and column, and nothing is switched."""
+    with pytest.raises(DeployError, match=r"handler\.py:1:\d+: SyntaxError: expected ':'"):
+        app.deploy({"neighbour": "def handle(event, context)\n    return 1\n"})
+    assert app.client.invoke("neighbour", 5) == b"5"
 
 
 def test_last_words_before_a_crash_or_a_timeout_are_kept(app):
