@@ -99,7 +99,7 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 def _names(raw: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in raw.split(",") if part.strip())
     if not names:
-        raise ValueError("must name at least one pool")
+        raise ValueError("must hold at least one name")
     return names
 
 
@@ -117,6 +117,8 @@ class Settings:
     redis_port: int = _setting("BANANAS_REDIS_PORT", _count(0, 65535), 6379)
     host: str = _setting("BANANAS_HOST", _text, "127.0.0.1")
     port: int = _setting("BANANAS_PORT", _count(1, 65535), 8080)
+    #: Names that the gateway answers to besides loopback ones. Empty: beyond loopback, any name.
+    hosts: tuple[str, ...] = _setting("BANANAS_HOSTS", _names, ())
     #: ``token`` needs API tokens beyond loopback; ``none`` serves anyone who can reach the port.
     auth: str = _setting("BANANAS_AUTH", _choice("token", "none"), "token")
     #: Gateway processes; 0 means one per core, at most 4.

@@ -33,8 +33,8 @@ def create_app(settings: Settings, queue: Queue, registry: Registry, waiters: Wa
     app = Flask("gateway", static_folder=None)
     # gunicorn's worker lets the waiters go when it stops.
     app.extensions["bananas.waiters"] = waiters
-    if listen.is_loopback(settings.host):
-        app.before_request(guard.check_host)
+    if listen.is_loopback(settings.host) or settings.hosts:
+        app.before_request(guard.host_check(settings.hosts))
     problems.register(app)
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
     app.register_blueprint(JobRoutes(queue, waiters).blueprint())

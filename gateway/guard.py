@@ -5,14 +5,15 @@ sends the name it was told to connect to as ``Host``, so a rebound DNS name show
 another origin only after a preflight, which is never granted here. An empty body needs the media type as well, since a
 page may send one without any.
 
-The host check applies while the gateway is bound to a loopback address; bound to others (``BANANAS_AUTH=none``) it
-is reached by names that only its operator knows.
+The host check applies while the gateway is bound to a loopback address, and wherever ``BANANAS_HOSTS`` names what it is
+called; bound elsewhere without that (``BANANAS_AUTH=none``) it is reached by names that only its operator knows.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from flask import request
@@ -28,20 +29,25 @@ OCTETS: Final = "application/octet-stream"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 
 
-@functools.lru_cache(maxsize=256)
-def _names_loopback(header: str) -> bool:
-    match = _HOST.fullmatch(header)
-    return match is not None and is_loopback(match[1].strip("[]"))
+def host_check(names: Sequence[str]) -> Callable[[], None]:
+    """What to call before every request: raises HostNotAllowed unless Host is a loopback name or one of ``names``."""
+    allowed = {name.lower() for name in names}
 
+    @functools.lru_cache(maxsize=256)
+    def is_served(header: str) -> bool:
+        match = _HOST.fullmatch(header)
+        return match is not None and (is_loopback(match[1].strip("[]")) or match[1].lower() in allowed)
 
-def check_host() -> None:
-    """Before every request; raises HostNotAllowed."""
-    host = request.environ.get("HTTP_HOST", "")
-    if not _names_loopback(host):
-        raise HostNotAllowed(
-            f"Host {host[:100]!r} is not served: this gateway has no authentication, so it answers only to "
-            "localhost, 127.0.0.1 and [::1]"
-        )
+    def check_host() -> None:
+        host = request.environ.get("HTTP_HOST", "")
+        if not is_served(host):
+            served = ", ".join(["localhost", "127.0.0.1", "[::1]", *sorted(allowed)])
+            raise HostNotAllowed(
+                f"Host {host[:100]!r} is not served: this gateway has no authentication and answers only to {served}; "
+                "more names can be given in BANANAS_HOSTS"
+            )
+
+    return check_host
 
 
 def read_body(limit_bytes: int, media: str = JSON, what: str = "body") -> bytes:

@@ -134,6 +134,10 @@ def test_a_web_page_cannot_drive_the_gateway(client, app_client, connections):
     assert client.options("/jobs", headers={"Origin": "http://x"}).headers.get("Access-Control-Allow-Origin") is None
     public = app_client(connections, host="0.0.0.0", auth="none")
     assert public.get("/functions", headers=foreign).status_code == 200
+    named = app_client(connections, host="0.0.0.0", auth="none", hosts=("api.example.org",))
+    assert_problem(named.get("/functions", headers=foreign), 403, "host-not-allowed", "api.example.org")
+    assert named.get("/functions", headers={"Host": "API.example.org:8080"}).status_code == 200
+    assert named.get("/functions", headers={"Host": "localhost:8080"}).status_code == 200
 
 
 def test_a_full_queue_is_429(client, player, connections, monkeypatch):
