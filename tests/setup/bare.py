@@ -77,7 +77,9 @@ def machine(engine: docker.DockerClient, run: Run, folder: Path, image: Callable
     made: list[Machine] = []
 
     def make(name: str, **options: object) -> Machine:
-        made.append(Machine(engine, image(name), folder / f"c{len(made)}", run.labels, **options))  # type: ignore[arg-type]
+        own = Path(tempfile.mkdtemp(prefix="", dir=folder))
+        own.chmod(0o755)
+        made.append(Machine(engine, image(name), own / "c", run.labels, **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -115,7 +117,7 @@ def test_without_an_engine_one_is_installed_started_and_stopped(
     suite: str, machine: MakeMachine, record_property
 ) -> None:
     """docker.io comes by apt; dockerd is started by hand, said to be left running, and ended by ``down``."""
-    bare = machine(suite, with_engine=False, privileged=True)
+    bare = machine(suite, with_engine=False, nested=True)
     done = bare.sh("sh scripts/demo")
     assert done.status == 0, done.text
     note(record_property, f"{suite} with docker.io", done.took_s)
@@ -206,10 +208,11 @@ def test_a_taken_port_is_named_before_anything_is_changed(machine: MakeMachine) 
 
 def test_a_folder_of_wheels_replaces_the_index(machine: MakeMachine, folder: Path, record_property) -> None:
     """Without any network: set-up, demo, and a function's own requirements come from ``make wheels``."""
-    online = machine("bookworm+python", with_engine=False)
     wheels = folder / "wheels"
+    wheels.mkdir()
+    online = machine("bookworm+python", with_engine=False, shares=[wheels])
     online.must(f"make wheels BANANAS_WHEELS={wheels}")
-    offline = machine("bookworm+python", network="none")
+    offline = machine("bookworm+python", network="none", shares=[wheels])
     one_line(offline.sh("sh scripts/setup", PIP_RETRIES="0"), 17, "pip failed", "BANANAS_WHEELS")
     done = offline.sh("sh scripts/demo", BANANAS_WHEELS=str(wheels))
     assert done.status == 0, done.text

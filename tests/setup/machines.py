@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 from docker.models.containers import Container
@@ -83,13 +84,17 @@ class Machine:
         labels: dict[str, str],
         *,
         with_engine: bool = True,
-        privileged: bool = False,
+        nested: bool = False,
         network: str = "bridge",
+        shares: Sequence[Path] = (),
     ) -> None:
-        """``with_engine`` lends it the host's engine; ``privileged`` lets it run one of its own."""
+        """``with_engine`` lends it the host's engine; ``nested`` lets it run one of its own.
+
+        ``shares`` are further folders that it sees at their own paths.
+        """
         self.checkout = checkout
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True, timeout=60)
-        binds = {str(checkout.parent): {"bind": str(checkout.parent), "mode": "rw"}}
+        binds = {str(path): {"bind": str(path), "mode": "rw"} for path in (checkout, *shares)}
         if with_engine:
             binds["/var/run/docker.sock"] = {"bind": "/var/run/docker.sock", "mode": "rw"}
         for path in apt_options():
@@ -99,18 +104,22 @@ class Machine:
         if bundle:
             binds[str(bundle)] = {"bind": CA_INSIDE, "mode": "ro"}
             self._env |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), CA_INSIDE)
-        self._container: Container = client.containers.run(
-            image,
-            ["sleep", "infinity"],
-            detach=True,
-            init=True,
-            privileged=privileged,
-            network_mode=network,
-            labels=labels,
-            volumes=binds,
-            # An engine inside needs a file system below it that can be overlaid.
-            mounts=[docker.types.Mount("/var/lib/docker", None)] if privileged else [],
+        options: dict[str, Any] = {}
+        if nested:
+            # Not ``privileged``: hosts that are machines in a sandbox themselves lack this one capability.
+            options = {"cap_add": ["ALL"], "cap_drop": ["SYS_RESOURCE"]}
+            options["security_opt"] = ["seccomp=unconfined", "apparmor=unconfined"]
+            # An engine needs a file system below its own that can be overlaid.
+            options["mounts"] = [docker.types.Mount("/var/lib/docker", None)]
+            binds["/sys/fs/cgroup"] = {"bind": "/sys/fs/cgroup", "mode": "rw"}
+        self._container: Container = client.containers.create(
+            image, ["sleep", "infinity"], init=True, network_mode=network, labels=labels, volumes=binds, **options
         )
+        try:
+            self._container.start()
+        except BaseException:
+            self.close()
+            raise
 
     def sh(self, script: str, *, user: str = "root", **env: str) -> Done:
         """Run a script in the checkout, without a terminal. ``user`` is a name, or ``uid:gid`` for no other groups."""
