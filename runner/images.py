@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ DEFAULT_IMAGE = f"{REPOSITORY}:default"
 LABEL = "org.bananas."
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 ENGINE_TIMEOUT_S = 60
+KNOCK_S = 5
 PROBE_TIMEOUT_S = 30
 PROBE_LOG_BYTES = 4096
 _TAG = re.compile(rf"{REPOSITORY}:(3\.\d{{1,2}})(?:$|[.-])")
@@ -72,6 +74,7 @@ class ImageRow:
 def connect(timeout_s: int = ENGINE_TIMEOUT_S) -> docker.DockerClient:
     """A client of the engine that DOCKER_HOST or the usual socket names; raises EngineUnavailable."""
     with _engine(None):
+        _knock(min(timeout_s, KNOCK_S))
         client = docker.from_env(timeout=timeout_s)
     try:
         with _engine(client):
@@ -80,6 +83,19 @@ def connect(timeout_s: int = ENGINE_TIMEOUT_S) -> docker.DockerClient:
         client.close()
         raise
     return client
+
+
+def _knock(timeout_s: float) -> None:
+    """Raise DockerException when nobody listens at the engine's socket: docker-py would leave its own one open."""
+    address = os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET
+    if not address.startswith("unix:///"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(timeout_s)
+        try:
+            probe.connect(address.removeprefix("unix://"))
+        except OSError as e:
+            raise DockerException(e.strerror or str(e)) from e
 
 
 def build_from_host(
