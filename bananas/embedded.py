@@ -39,8 +39,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from bananas.errors import ConfigError, RedisUnavailable
+from bananas.redis_client import OLDEST_SERVER, is_too_old
 
-OLDEST_SERVER = (6, 2)
 #: A socket path has 108 bytes in the kernel, one of them for the end.
 SOCKET_PATH_BYTES = 107
 #: The log starts anew above this size; one older file is kept.
@@ -270,7 +270,7 @@ class _PortTakenError(RedisUnavailable):
 
 
 def _check_version(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+    if is_too_old(version):
         oldest = ".".join(map(str, OLDEST_SERVER))
         raise ConfigError(
             f"the Redis server on PATH is {version}; {oldest} or newer is needed, or set BANANAS_REDIS_URL"

@@ -1,6 +1,7 @@
 """Whether Redis can be trusted with jobs: it answers, takes writes, never evicts, and keeps what it took.
 
-Asked by the gateway's ``/readyz``. Changes nothing but the installation's id, which is made on first use anyway.
+Asked by the gateway's ``/readyz``, and by a runner when it starts. Changes nothing but the installation's id, which is
+made on first use anyway.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Literal
 import msgspec
 
 from bananas import keys
-from bananas.errors import RedisUnavailable
-from bananas.redis_client import Connections
+from bananas.errors import ConfigError, RedisUnavailable
+from bananas.redis_client import OLDEST_SERVER, Connections, is_too_old, safe_url
+
+#: Sections of INFO that are looked at.
+_PARTS = ("server", "persistence", "memory")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -35,12 +39,24 @@ class Health:
         """All checks; stops at the first one without which the others mean nothing. Never raises for a sick Redis."""
         try:
             with self._connections.guard():
-                facts = {**self._redis.info("persistence"), **self._redis.info("memory")}
+                facts = {name: value for part in _PARTS for name, value in self._redis.info(part).items()}
                 # With NX an existing id stays, but a server that takes no writes refuses all the same.
                 self._redis.set(keys.INSTANCE, uuid.uuid4().hex[:8], nx=True)
         except RedisUnavailable as e:
             return [Check("redis", "failed", str(e))]
+        version = str(facts["redis_version"])
+        if is_too_old(version):
+            oldest = ".".join(map(str, OLDEST_SERVER))
+            return [Check("redis", "failed", f"the server is {version}; {oldest} or newer is needed")]
         return [Check("redis", "ok", "answers and takes writes"), _eviction(facts), _persistence(facts)]
+
+    def require(self) -> list[str]:
+        """Raises ConfigError for a Redis that must not be trusted with jobs; returns warnings about one that may."""
+        checks = self.check()
+        failed = [check.detail for check in checks if check.status == "failed"]
+        if failed:
+            raise ConfigError(f"Redis at {safe_url(self._connections.url)} cannot be used: {'; '.join(failed)}")
+        return [check.detail for check in checks if check.status == "warning"]
 
 
 def _eviction(facts: dict[str, object]) -> Check:

@@ -27,6 +27,19 @@ _POOL_CONNECTIONS = 64
 _NO_WRITES = ("MISCONF", "NOREPLICAS")
 
 
+#: The first with the commands that the scripts need.
+OLDEST_SERVER = (6, 2)
+
+
+def is_too_old(version: str) -> bool:
+    """True for a server that lacks commands we need. Valkey tells the Redis version that it is compatible with.
+
+    >>> is_too_old("6.0.16"), is_too_old("6.2.0"), is_too_old("10.0")
+    (True, False, False)
+    """
+    return tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER
+
+
 def safe_url(url: str) -> str:
     """The URL without its password, for messages."""
     return re.sub(r"//([^@/]*)@", "//***@", url)

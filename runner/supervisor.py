@@ -20,6 +20,7 @@ from gevent.lock import BoundedSemaphore
 
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
+from bananas.health import Health
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
@@ -90,6 +91,8 @@ class Supervisor:
     def _build(self) -> None:
         settings = self._settings
         self._connections.ping()
+        for warning in Health(self._connections).require():
+            log.warning("%s", warning)
         engine = Engine()
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
         host.sweep()

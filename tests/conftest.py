@@ -18,6 +18,7 @@ os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 import docker
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
@@ -28,6 +29,10 @@ from runner import hostimage, images
 from tests.tools.leftovers import Run, remove_containers, sweep
 
 REDIS_START_S = 30
+
+# How fast a shared machine makes examples says nothing about the code.
+settings.register_profile("bananas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bananas")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
