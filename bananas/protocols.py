@@ -116,6 +116,11 @@ class Sandbox(Protocol):
         """Run one call. Raises TimeoutError at the deadline, SandboxDied or ProtocolError otherwise."""
         ...
 
+    @property
+    def is_alive(self) -> bool:
+        """False once it is known to have ended; never waits."""
+        ...
+
     def interrupt(self) -> None:
         """End it from another greenlet, at once: whoever waits in ``bind`` or ``invoke`` gets SandboxDied. Its owner
         still calls ``terminate``."""
@@ -151,6 +156,11 @@ class Channel(Protocol):
 
     def recv_into(self, buffer: memoryview) -> int:
         """Read some bytes; 0 at the end of the stream; raises TimeoutError after the timeout."""
+        ...
+
+    @property
+    def is_hung_up(self) -> bool:
+        """True once the other end is gone; never waits."""
         ...
 
     def settimeout(self, value: float | None) -> None:

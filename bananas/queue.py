@@ -310,7 +310,10 @@ def _encode_attempt(attempt: Attempt) -> bytes:
 
 def _claim(raw: list[Any], now_ms: int) -> Claim:
     (job_id, token, fn, ver, pool, prio, payload, timeout, retry, failures, starts, enqueued, ttl, maxr) = raw
-    policy = _RETRY.decode(retry)
+    try:
+        policy = _RETRY.decode(retry)
+    except msgspec.DecodeError:  # written by another release: the job must not be lost for it
+        policy = RetrySpec()
     return Claim(
         id=job_id.decode(),
         token=token,

@@ -23,8 +23,8 @@ COMMAND_TIMEOUT_S = 5.0
 #: The longest block that callers may ask for.
 BLOCK_S = 5.0
 _POOL_CONNECTIONS = 64
-#: How a server begins its refusal when it cannot write to its disk or to enough replicas.
-_NO_WRITES = ("MISCONF", "NOREPLICAS")
+#: How a server begins its refusal for now: it cannot write to its disk or to enough replicas, or a script holds it.
+_NO_WRITES = ("MISCONF", "NOREPLICAS", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
 #: The first with the commands that the scripts need.

@@ -8,6 +8,7 @@ was accepted, and no request ever sees half a deploy.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 import uuid
 
@@ -17,6 +18,8 @@ from bananas import errors, keys
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
+
+log = logging.getLogger(__name__)
 
 #: A runner that was not seen for this long is gone from the list.
 RUNNER_TTL_S = 60
@@ -202,7 +205,12 @@ class Registry:
         """Every pool; ``default`` is always among them."""
         with self._connections.guard():
             raw = self._redis.hgetall(keys.POOLS)
-        pools = {name.decode(): msgspec.json.decode(text, type=PoolSpec) for name, text in raw.items()}
+        pools = {}
+        for name, text in raw.items():
+            try:
+                pools[name.decode()] = msgspec.json.decode(text, type=PoolSpec)
+            except msgspec.DecodeError as e:  # written by another release: the other pools go on
+                log.warning("pool %s has settings that this release does not know: %s", name.decode(), e)
         pools.setdefault("default", PoolSpec())
         return dict(sorted(pools.items()))
 

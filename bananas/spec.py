@@ -88,6 +88,15 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     #: The only addresses that code in this pool can reach.
     egress: Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)] = ()
 
+    def __post_init__(self) -> None:
+        """What a pattern cannot say; msgspec turns the ValueError into its own."""
+        for target in self.egress:
+            host, _, port = target.rpartition(":")
+            if not 1 <= int(port) <= 65535:
+                raise ValueError(f"egress: the port of {target} is not 1 to 65535")
+            if host.replace(".", "").isdecimal() and not host.startswith("127."):
+                raise ValueError(f"egress: {target} needs a DNS name; a sandbox has no route to an address")
+
 
 class Bundles(_Spec, frozen=True, kw_only=True):
     """The content-addressed archives of a version (see ``bananas.pack``)."""

@@ -127,6 +127,11 @@ class FakeSandbox(Sandbox):
                 error["permanent"] = True
             return CallReply(None, error)
 
+    @property
+    def is_alive(self) -> bool:
+        """Until it is ended."""
+        return not self.terminated and not self.interrupted
+
     def interrupt(self) -> None:
         """As if killed from outside."""
         self.interrupted = True

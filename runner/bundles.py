@@ -6,11 +6,13 @@ sandbox sees them through a read-only mount, so the cache cannot be changed from
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 #: Unpacked bundles kept on disk; the least lately used go first.
 CACHE_BYTES = 4 * 1024**3
+_PARTIAL, _TRASH = ".part", ".trash"
+#: What a killed runner left half unpacked or half removed goes after this long.
+_LEFTOVER_S = 3600
 
 
 class BundleCache:
@@ -34,6 +39,7 @@ class BundleCache:
         self._directory = directory
         self._fetch = fetch
         self._locks: dict[str, BoundedSemaphore] = {}
+        self._sizes: dict[str, int] = {}
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def ensure(self, sha256: str) -> Path:
@@ -45,33 +51,64 @@ class BundleCache:
                 data = self._fetch(sha256)
                 # Unpacking is CPU work: on a thread, so that heartbeats go on.
                 gevent.get_hub().threadpool.apply(self._unpack, (sha256, data, target))
-            os.utime(target)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(target)
         return target
 
     def link_into(self, sha256: str, destination: Path) -> None:
         """Make the bundle's files appear in ``destination``, which must not exist."""
         source = self.ensure(sha256)
-        gevent.get_hub().threadpool.apply(link_tree, (source, destination))
+        try:
+            gevent.get_hub().threadpool.apply(link_tree, (source, destination))
+        except (FileNotFoundError, shutil.Error):
+            # Another runner dropped it at this very moment: fetch it again, once.
+            shutil.rmtree(destination, ignore_errors=True)
+            gevent.get_hub().threadpool.apply(link_tree, (self.ensure(sha256), destination))
 
     def prune(self, most_bytes: int = CACHE_BYTES) -> int:
         """Drop the least lately used bundles over ``most_bytes``; returns how many. Linked files live on."""
-        entries = [path for path in self._directory.iterdir() if path.is_dir() and len(path.name) == 64]
-        entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        dropped: int = gevent.get_hub().threadpool.apply(self._prune, (most_bytes,))
+        return dropped
+
+    def _prune(self, most_bytes: int) -> int:
+        """On a thread. Other runners use the same cache, so anything may be gone at any moment."""
+        entries: list[tuple[float, Path]] = []
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                changed_s = path.stat().st_mtime
+                if len(path.name) == 64:
+                    entries.append((changed_s, path))
+                elif time.time() - changed_s > _LEFTOVER_S:
+                    shutil.rmtree(path, ignore_errors=True)
         total, dropped = 0, 0
-        for path in entries:
-            total += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        for _, path in sorted(entries, reverse=True):
+            total += self._size(path)
             if total > most_bytes:
                 log.info("bundle cache: dropping %s", path.name)
-                shutil.rmtree(path)
-                dropped += 1
+                with contextlib.suppress(FileNotFoundError):
+                    # Away in one step: nobody may find half of it under its name.
+                    trash = path.with_name(f"{path.name}.{os.urandom(8).hex()}{_TRASH}")
+                    path.rename(trash)
+                    shutil.rmtree(trash, ignore_errors=True)
+                    self._sizes.pop(path.name, None)
+                    dropped += 1
         return dropped
+
+    def _size(self, path: Path) -> int:
+        """Bytes of one unpacked bundle; it never changes, so it is measured once."""
+        if path.name not in self._sizes:
+            size = 0
+            with contextlib.suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            self._sizes[path.name] = size
+        return self._sizes[path.name]
 
     def _unpack(self, sha256: str, data: bytes, target: Path) -> None:
         actual = hashlib.sha256(data).hexdigest()
         if actual != sha256:
             raise DeployError(f"bundle {sha256} in Redis has the digest {actual}; deploy the function again")
-        partial = target.with_name(f"{sha256}.{os.getpid()}.part")
-        shutil.rmtree(partial, ignore_errors=True)
+        # Unguessable, not by process id: runners in containers share the cache and may have the same one.
+        partial = target.with_name(f"{sha256}.{os.urandom(8).hex()}{_PARTIAL}")
         partial.mkdir()
         try:
             unpack(data, partial)

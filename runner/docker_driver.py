@@ -20,7 +20,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig, Ulimit
 
-from bananas.errors import EngineUnavailable, ImageMissing, SandboxStartError
+from bananas.errors import BananasError, EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.protocols import SandboxProfile
 
 log = logging.getLogger(__name__)
@@ -44,13 +44,14 @@ class Exited:
 
 
 @contextmanager
-def _translate(doing: str) -> Iterator[None]:
+def _translate(doing: str, refused: type[BananasError] = EngineUnavailable) -> Iterator[None]:
+    """``refused`` is what an error that the engine answers becomes."""
     try:
         yield
     except ImageNotFound as e:
         raise ImageMissing(f"{doing}: {e.explanation}; `bananas images build` makes the default image") from e
     except APIError as e:
-        raise SandboxStartError(f"{doing}: the engine answered {e.status_code}: {e.explanation}") from e
+        raise refused(f"{doing}: the engine answered {e.status_code}: {e.explanation}") from e
     except (DockerException, requests.RequestException, OSError) as e:
         raise EngineUnavailable(f"{doing}: the Docker Engine does not answer ({e}); is it running?") from e
 
@@ -94,7 +95,7 @@ class Engine:
             extra_hosts=extra_hosts or None,
             log_config=LogConfig(type="none"),
         )
-        with _translate(f"creating a sandbox of pool {profile.pool!r}"):
+        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
             container = self._api.create_container(
                 profile.image_id,
                 command=command,
@@ -108,7 +109,7 @@ class Engine:
             )
             container_id = str(container["Id"])
         try:
-            with _translate(f"starting a sandbox of pool {profile.pool!r}"):
+            with _translate(f"starting a sandbox of pool {profile.pool!r}", SandboxStartError):
                 self._api.start(container_id)
         except Exception:
             self.remove(container_id)
@@ -132,11 +133,11 @@ class Engine:
         try:
             with _translate(f"removing container {container_id[:12]}"):
                 self._api.remove_container(container_id, force=True, v=True)
-        except (SandboxStartError, ImageMissing) as e:
+        except (EngineUnavailable, ImageMissing) as e:
             # 404: gone; 409: its removal is under way.
             cause = e.__cause__
             if not isinstance(cause, APIError) or cause.status_code not in (404, 409):
-                raise EngineUnavailable(str(e)) from e
+                raise
 
     def sandboxes(self, instance: str) -> dict[str, str]:
         """Every container of this installation, running or not: id → runner."""

@@ -71,6 +71,8 @@ class Running:
     handed_back: bool = False
     #: True once it has given its sandbox back: only its report is still on the way.
     over: bool = False
+    #: True once user code may have run.
+    sent: bool = False
     started_at_ms: int = 0
 
     def abandon(self, why: str) -> None:
@@ -115,6 +117,10 @@ class Executor:
             outcome, error = self._sandbox_failed(running, pool, e)
         except (SandboxError, EngineUnavailable, RedisUnavailable, RequestError, DeployError) as e:
             outcome, error = Outcome.START, _as_error(e)
+        except Exception as e:  # one job's surprise must not end the runner and with it everybody else's jobs
+            log.exception("attempt of job=%s function=%s met a defect of the runner", claim.id, claim.function)
+            outcome = Outcome.CRASHED if running.sent else Outcome.START
+            error = {"type": "InternalError", "message": f"{type(e).__name__}: {e}; see the log of {self._runner}"}
         finally:
             self._give_back(running, pool, reply)
         timings["total_ms"] = (time.monotonic() - began) * 1000 + timings["queued_ms"]
@@ -156,6 +162,7 @@ class Executor:
         timings["init_ms"] = slot.init_ms
         call = Invocation(claim.token, claim.id, claim.failures + 1, claim.payload, claim.timeout_ms / 1000)
         sent = time.monotonic()
+        running.sent = True
         try:
             return slot.sandbox.invoke(call, running.logs)
         except TimeoutError as e:

@@ -14,7 +14,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from bananas.errors import ConfigError
+from bananas.errors import ConfigError, EngineUnavailable
 from runner.docker_driver import LABEL_INSTANCE, LABEL_RUNNER, Engine
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,11 @@ class Host:
             # Above the sandboxes' directories nobody but this user may look in: their sockets are open to every uid.
             state.mkdir(mode=0o711, parents=True, exist_ok=True)
             self._base.mkdir(mode=0o700, exist_ok=True)
-            self._lock = self._lock_path(self.id).open("w")
+            # Locked before it gets its name: under it, an open lock is proof of death.
+            unnamed = self._base / f"{self.id}.new"
+            self._lock = unnamed.open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self._lock_path(self.id))
             self.directory.mkdir(mode=0o700)
         except OSError as e:
             raise ConfigError(f"BANANAS_STATE_DIR: {state} cannot be used: {e}") from e
@@ -70,9 +73,16 @@ class Host:
         return removed
 
     def leave(self) -> None:
-        """Remove what this runner has here; its sandboxes must be gone."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self._lock_path(self.id).unlink(missing_ok=True)
+        """Remove what this runner has here. If a sandbox of its own may be left, the lock stays behind, open, so that
+        another runner's sweep removes both.
+        """
+        try:
+            is_clean = self.id not in self._engine.sandboxes(self._instance).values()
+        except EngineUnavailable:
+            is_clean = False
+        if is_clean:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self._lock_path(self.id).unlink(missing_ok=True)
         self._lock.close()
 
     def _lock_path(self, runner: str) -> Path:

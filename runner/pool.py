@@ -116,6 +116,8 @@ class SandboxPool:
         """
         began = time.monotonic()
         key = (profile, binding.function, binding.version)
+        for slot in [s for s in self._idle if s.key == key and s.sandbox is not None and not s.sandbox.is_alive]:
+            self._end(slot, "died while idle")
         choice = placement.place(self._idle, len(self._slots), self.spec.concurrency, key)
         if choice.kind == "warm" and choice.index is not None:
             slot = self._idle.pop(choice.index)

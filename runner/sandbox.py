@@ -19,7 +19,7 @@ from typing import Any
 import gevent
 import msgspec
 
-from bananas.errors import EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
+from bananas.errors import ConfigError, EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
 from runner import docker_driver, egress, framing
@@ -73,9 +73,12 @@ class DockerSandbox:
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
         """Link the code in, send ``init``, wait for ``ready``; returns the ms it took."""
         began = time.monotonic()
-        self._bundles.link_into(binding.code, self._directory / "code")
-        if binding.deps:
-            self._bundles.link_into(binding.deps, self._directory / "deps")
+        try:
+            self._bundles.link_into(binding.code, self._directory / "code")
+            if binding.deps:
+                self._bundles.link_into(binding.deps, self._directory / "deps")
+        except OSError as e:
+            raise SandboxStartError(f"the code of {binding.function!r} could not be put in place: {e}") from e
         meta = {
             "protocol": PROTOCOL,
             "function": binding.function,
@@ -105,6 +108,11 @@ class DockerSandbox:
         if frame.kind == framing.ERROR:
             return CallReply(None, _clean_error(frame.meta), reusable, why_not, run_ms)
         return CallReply(_checked_json(frame.body), None, reusable, why_not, run_ms)
+
+    @property
+    def is_alive(self) -> bool:
+        """False once its end of the connection is gone."""
+        return self._exit is None and not self._channel.is_hung_up
 
     def interrupt(self) -> None:
         """Half-close, so that the guard kills it; and have the engine kill it in case the guard is gone."""
@@ -143,11 +151,13 @@ class DockerSandbox:
 
     def _last_words(self, on_log: OnLog) -> ExitInfo:
         deadline = time.monotonic() + END_TIMEOUT_S
+        flood = _Flood()
         try:
             self._channel.half_close()
             while True:
                 frame = self._reader.read(max(0.0, deadline - time.monotonic()))
                 if frame.kind == framing.LOG:
+                    flood.passes(frame)
                     on_log(frame.body)
                 elif frame.kind == framing.EXIT:
                     self._reported = _exit_info(frame.meta)
@@ -163,9 +173,11 @@ class DockerSandbox:
             raise SandboxDied(f"sandbox {self.id} took no more input: {e}") from e
 
     def _read_until(self, call_id: int, kinds: Sequence[int], deadline: float, on_log: OnLog) -> framing.Frame:
+        flood = _Flood()
         while True:
             frame = self._reader.read(max(0.0, deadline - time.monotonic()))
             if frame.kind == framing.LOG:
+                flood.passes(frame)
                 if frame.call_id == call_id:
                     on_log(frame.body)
             elif frame.kind == framing.EXIT:
@@ -175,6 +187,26 @@ class DockerSandbox:
                 return frame
             else:
                 raise ProtocolError(f"sandbox {self.id} sent frame kind {frame.kind} for call {frame.call_id}")
+
+
+class _Flood:
+    """Bounds the log frames of one exchange: the shim keeps to its cap, so more of them are forged. Reading lets no
+    other greenlet run while there is data, so this does, now and then.
+    """
+
+    def __init__(self) -> None:
+        self._frames = 0
+        self._bytes = 0
+
+    def passes(self, frame: framing.Frame) -> None:
+        """Count a frame; raises ProtocolError when there are too many."""
+        self._frames += 1
+        self._bytes += len(frame.body)
+        # Output of the exchange before may still be on its way, hence twice the cap.
+        if self._bytes > 2 * LIMITS.log_bytes or self._frames > 2 * LIMITS.log_bytes:
+            raise ProtocolError(f"the sandbox sent more log frames than its cap of {LIMITS.log_bytes} bytes allows")
+        if self._frames % 64 == 0:
+            gevent.sleep(0)
 
 
 class DockerSandboxFactory:
@@ -198,13 +230,13 @@ class DockerSandboxFactory:
         """A connected stem. Whatever fails, nothing is left behind."""
         sandbox_id = os.urandom(5).hex()
         directory = self._directory / sandbox_id
-        directory.mkdir(mode=0o755)
-        directory.chmod(0o755)
-        routes = egress.plan(profile.egress)
         listener: SocketListener | None = None
         relay: egress.Relay | None = None
         container_id = None
         try:
+            directory.mkdir(mode=0o755)
+            directory.chmod(0o755)
+            routes = egress.plan(profile.egress)
             link_tree(self._shim, directory / "shim")
             boot = {"protocol": PROTOCOL, "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes]}
             (directory / "boot.json").write_text(json.dumps(boot), "utf-8")
@@ -227,6 +259,8 @@ class DockerSandboxFactory:
                     f"a sandbox of image {profile.image} did not connect within {CONNECT_TIMEOUT_S:g} s; does the "
                     f"engine see {self._directory} at the same path as the runner, and has the image python3?"
                 ) from e
+            if isinstance(e, OSError | ConfigError):  # a full disk, no descriptors, an impossible egress target
+                raise SandboxStartError(f"a sandbox of pool {profile.pool!r} could not be prepared: {e}") from e
             raise
         return DockerSandbox(sandbox_id, profile, directory, container_id, channel, self._engine, self._bundles, relay)
 
@@ -279,6 +313,6 @@ def _checked_json(body: bytes) -> bytes:
     try:
         body.decode("utf-8")
         msgspec.json.decode(body, type=msgspec.Raw)
-    except (UnicodeDecodeError, msgspec.DecodeError) as e:
-        raise ProtocolError(f"the sandbox sent a result that is not JSON: {e}") from e
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as e:
+        raise ProtocolError(f"the sandbox sent a result that is not JSON, or nested too deeply: {e}") from e
     return body

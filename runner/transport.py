@@ -7,12 +7,17 @@ makes every call here cooperative. ``runner.sandbox`` is its user.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from pathlib import Path
 from typing import Any
 
+from gevent import monkey
+
 from bananas.errors import ConfigError
 
+#: The kernel's own poll: with a timeout of 0 it cannot block, and gevent's would start a watcher for each look.
+_poll = monkey.get_original("select", "poll")
 #: sun_path of a Unix socket address on Linux, without its final NUL.
 PATH_BYTES = 107
 
@@ -57,6 +62,16 @@ class SocketChannel:
     def settimeout(self, value: float | None) -> None:
         """Seconds for each following call; None waits for ever."""
         self._sock.settimeout(value)
+
+    @property
+    def is_hung_up(self) -> bool:
+        """True once the sandbox has closed its end or died; does not wait and reads nothing."""
+        poll = _poll()
+        try:
+            poll.register(self._sock.fileno(), select.POLLRDHUP)
+        except ValueError:  # closed
+            return True
+        return bool(poll.poll(0))
 
     def half_close(self) -> None:
         """Order the sandbox to end; what it still says can be read. Raises OSError when it is closed already."""

@@ -59,6 +59,8 @@ class Worker(GreenletService):
         #: Pools whose bell rang; their lanes are worth a look.
         self._rung: set[str] = set()
         self._turn = 0
+        self._is_stepping = False
+        self._is_handing_back = False
         self.claiming = True
 
     # -- what others do ---------------------------------------------------------------------------------------
@@ -76,13 +78,19 @@ class Worker(GreenletService):
         """Stop claiming and wait for running attempts; False when some were still running at the deadline."""
         self.claiming = False
         deadline = time.monotonic() + deadline_s
-        while len(self._in_flight) and time.monotonic() < deadline:
+        while self._has_work and time.monotonic() < deadline:
             self._drained.clear()
             self._drained.wait(timeout=max(0.0, deadline - time.monotonic()))
-        return not len(self._in_flight)
+        return not self._has_work
+
+    @property
+    def _has_work(self) -> bool:
+        """Attempts in flight, or a step under way that may bring some."""
+        return self._is_stepping or len(self._in_flight) > 0
 
     def hand_back(self, deadline_s: float) -> None:
         """Return what still runs to the head of its lane: each sandbox is ended first, then the job goes back."""
+        self._is_handing_back = True
         for running in self._in_flight.all():
             if not running.over:
                 running.handed_back = True
@@ -116,12 +124,16 @@ class Worker(GreenletService):
         ready, rung = self._outbox, self._rung
         self._outbox, self._rung = [], set()
         sent_s = time.monotonic()
+        self._is_stepping = True
         try:
             step = self._queue.step(self._runner, self._lease_ms, ready, self._free(rung))
         except RedisUnavailable:
             self._outbox = ready + self._outbox
             self._rung |= rung
             raise
+        finally:
+            self._is_stepping = False
+            self._drained.set()
         for settlement, accepted in zip(ready, step.settled, strict=True):
             claim = settlement.claim
             self._in_flight.remove(claim.id, claim.token)
@@ -150,6 +162,9 @@ class Worker(GreenletService):
     def _begin(self, claim: Claim, sent_s: float) -> None:
         running = Running(claim, lease_seen_s=sent_s)
         self._in_flight.add(running)
+        if self._is_handing_back:  # it came with a step that was under way when the shutdown began
+            running.handed_back = True
+            running.abandon("shutdown")
         pool = self._pools[claim.pool]
         # Now, not when the greenlet gets to run: the next step may be sent before that.
         pool.reserve()

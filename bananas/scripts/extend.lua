@@ -4,6 +4,9 @@
 -- ARGV     1 prefix, 2 lease ms, then id, token per attempt
 -- derived  job:<id> HASH (read)
 -- returns  {1|0 per attempt}: 0 means that the attempt is not the job's any more and must be ended, unreported
+-- A full Redis refuses scripts whose first write needs memory, but an extension needs none: begin with one that is let
+-- through, or every long job would lose its lease.
+redis.call('ZREM', K.leases, '')
 local now, lease_ms = now_ms(), tonumber(ARGV[2])
 local out = {}
 for i = 3, #ARGV, 2 do

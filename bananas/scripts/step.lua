@@ -64,12 +64,12 @@ local claims = {}
 local function take(pool, prio, id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
-    'ttl', 'maxr', 'expires')
+    'ttl', 'maxr', 'expires', 'token')
   if not j[1] then
     count('orphans')
     return nil
   end
-  if tonumber(j[11]) > 0 and tonumber(j[11]) < now and j[6] == '0' then
+  if tonumber(j[11]) > 0 and tonumber(j[11]) < now and j[12] == '0' then
     local err = '{"type":"Expired","message":"the job waited longer than its expires_after"}'
     over(id, 'failed', 'expired', '', err, 'null', dead_ttl)
     return nil
@@ -92,7 +92,11 @@ local function claim(pool, free)
     local s = redis.call('HMGET', stride, 'v', 'high', 'normal', 'low')
     local v = tonumber(s[1] or '0')
     local pass = {high = tonumber(s[2] or '0'), normal = tonumber(s[3] or '0'), low = tonumber(s[4] or '0')}
-    while free > 0 and waiting > 0 do
+    -- Expired ids and ids without a record cost a look and no slot; a bound keeps one step short, and the bell calls
+    -- for the next.
+    local looks = free + 500
+    while free > 0 and waiting > 0 and looks > 0 do
+      looks = looks - 1
       local best = nil
       for _, prio in ipairs(ORDER) do
         if left[prio] > 0 and (best == nil or pass[prio] < pass[best]) then best = prio end

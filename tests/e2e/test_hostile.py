@@ -125,3 +125,43 @@ def test_synchronous_calls_say_it_by_their_status(app, name, status, code):
         app.client.invoke(name, None)
     assert (caught.value.status, caught.value.problem["code"]) == (status, code)
     assert app.client.job(caught.value.problem["job"])["status"] == "failed"
+
+
+FLOOD = """
+import os, struct
+
+def handle(event, context):
+    # Find the connection to the runner among our descriptors and write log frames to it for ever.
+    frame = struct.pack(">IBQI", 1 + 8 + 4 + 2, 6, event["call"], 2) + b"{}"
+    for fd in range(3, 1024):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                while True:
+                    os.write(fd, frame * 500)
+        except OSError:
+            continue
+"""
+
+
+def test_forged_frames_end_their_sandbox_and_hold_nobody_up(app):
+    """A flood on the protocol socket is a violation; calls of others are answered meanwhile."""
+    app.deploy({"forges": FLOOD}, SETTINGS)
+    job = app.client.submit("forges", {"call": 1})["id"]
+    for n in range(20):
+        assert app.client.invoke("neighbour", n) == str(n).encode()
+    attempt = app.finished(job)["history"][-1]
+    assert (attempt["outcome"], attempt["error"]["type"]) == ("crashed", "ProtocolViolation"), attempt
+
+
+def test_a_result_that_is_nested_too_deeply_is_its_own_problem(app):
+    """The runner checks it without falling over."""
+    app.deploy(
+        {
+            "nests": "import sys\ndef handle(event, context):\n    sys.setrecursionlimit(100000)\n    v = []\n"
+            "    for _ in range(5000):\n        v = [v]\n    return v\n"
+        },
+        SETTINGS,
+    )
+    attempt = app.finished(app.client.submit("nests", None)["id"])["history"][-1]
+    assert attempt["outcome"] in ("crashed", "error")
+    assert app.client.invoke("neighbour", 6) == b"6"

@@ -312,6 +312,62 @@ def test_expired_job_never_runs(queue, registry, connections):
     assert_invariant(connections)
 
 
+def test_a_job_that_was_claimed_once_does_not_expire(queue, registry, connections):
+    """expires_after bounds the wait for the first attempt; a lost runner does not turn into an expiry."""
+    job = queue.enqueue(NewJob("hello", b"1", expires_after_ms=60_000))
+    claim(queue)
+    expire_lease(connections, job.id)
+    queue.reap()
+    connections.commands.hset(keys.job(job.id), "expires", 1)
+    assert [c.id for c in claim(queue)] == [job.id]
+
+
+def test_one_step_looks_at_a_bounded_number_of_expired_jobs(queue, registry, connections):
+    """A backlog that has expired never holds the server up for long; the bell calls for the next step."""
+    ids = [queue.enqueue(NewJob("hello", b"1", expires_after_ms=60_000)).id for _ in range(1200)]
+    pipe = connections.commands.pipeline(transaction=False)
+    for job_id in ids:
+        pipe.hset(keys.job(job_id), "expires", 1)
+    pipe.execute()
+    fresh = queue.enqueue(NewJob("hello", b"1"))
+    assert claim(queue) == []
+    assert 0 < queue.counts().dead < len(ids)
+    assert queue.ring("default", 1), "work is left, so the bell rings again"
+    claimed = [c.id for _ in range(4) for c in claim(queue)]
+    assert claimed == [fresh.id]
+    assert queue.counts().dead == len(ids)
+
+
+def test_a_full_redis_still_extends_leases(queue, registry, connections):
+    """Long jobs keep their leases while nothing new is accepted."""
+    queue.enqueue(NewJob("hello", b"1"))
+    [c] = claim(queue)
+    connections.commands.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(errors.RedisUnavailable, match="takes no writes"):
+            queue.enqueue(NewJob("hello", b"1"))
+        assert queue.extend(LEASE_MS, [(c.id, c.token)]) == [True]
+        assert settle(queue, c, Outcome.OK, b"1").settled == [True]
+    finally:
+        connections.commands.config_set("maxmemory", "0")
+
+
+def test_what_another_release_wrote_stops_nobody(queue, registry, connections):
+    """Unknown settings of a pool or a retry policy are passed over, and told."""
+    job = queue.enqueue(NewJob("hello", b"1"))
+    connections.commands.hset(keys.job(job.id), "retry", b'{"max":3,"new":1}')
+    connections.commands.hset(keys.POOLS, "odd", b'{"concurrency":1,"new":1}')
+    assert [c.retries.max for c in claim(queue)] == [3]
+    assert "odd" not in registry.pools()
+
+
+@pytest.mark.parametrize("target", ["x.example.com:99999", "x.example.com:0", "10.0.0.5:25", "169.254.169.254:80"])
+def test_pools_with_impossible_egress_are_refused(target):
+    """Before a runner meets them."""
+    with pytest.raises(errors.InvalidRequest, match="egress"):
+        PoolSpec.decode(b'{"egress":["%s"]}' % target.encode())
+
+
 def test_lanes_share_16_4_1_and_low_waits_at_most_21_claims(queue, registry):
     """Stride: shares within 2 % of the weights, and no starvation, counted by claims."""
     for priority in ("high", "normal", "low"):

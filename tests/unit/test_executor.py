@@ -165,6 +165,22 @@ def test_missing_bundle_is_a_start_failure_with_its_reason(pool):
     assert "deploy the function again" in settlement.attempt.error["message"]
 
 
+def test_a_defect_of_the_runner_costs_one_attempt_and_not_the_runner(pool, factory, monkeypatch):
+    """An exception that nobody expected is an outcome: free before user code ran, a crash after."""
+
+    def surprise(*_: str) -> Version:
+        raise ZeroDivisionError("unexpected")
+
+    runner = Executor("r1", surprise, lambda *_: profile_of("default", SPEC, "i", "s"), ManualClock(), Random(0))
+    before = attempt(runner, Running(claim(), 0.0), pool)
+    assert before is not None
+    assert (before.attempt.outcome, before.attempt.error["type"]) == (Outcome.START, "InternalError")
+    monkeypatch.setattr("bananas.testing.FakeSandbox.invoke", lambda *_: 1 / 0)
+    after = run("h.ok", pool)
+    assert (after.attempt.outcome, after.attempt.error["type"]) == (Outcome.CRASHED, "InternalError")
+    assert pool.free == 2
+
+
 def test_abandoned_attempt_is_ended_and_not_reported(pool, factory):
     """After a lost lease nothing of the attempt may be reported, and its sandbox must be gone."""
     running = Running(claim(), 0.0)

@@ -119,6 +119,15 @@ def test_not_reusable_is_destroyed_and_its_place_is_free(pool, factory):
     assert pool.states()["idle"] == 0
 
 
+def test_a_sandbox_that_died_while_idle_is_not_handed_out(pool, factory):
+    """Its death costs no call a try."""
+    use(pool)
+    factory.created[0].interrupted = True
+    slot = use(pool)
+    assert (slot.start, len(factory.created)) == ("cold", 2)
+    assert pool.states()["idle"] == 1
+
+
 def test_max_uses_ends_a_sandbox(pool, factory):
     """A sandbox serves at most max_uses attempts."""
     use(pool, max_uses=2)
