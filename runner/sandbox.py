@@ -189,6 +189,10 @@ class DockerSandbox:
                 raise ProtocolError(f"sandbox {self.id} sent frame kind {frame.kind} for call {frame.call_id}")
 
 
+#: A frame without output only reports a cut, once in an exchange.
+_EMPTY_FRAMES = 16
+
+
 class _Flood:
     """Bounds the log frames of one exchange: the shim keeps to its cap, so more of them are forged. Reading lets no
     other greenlet run while there is data, so this does, now and then.
@@ -197,13 +201,15 @@ class _Flood:
     def __init__(self) -> None:
         self._frames = 0
         self._bytes = 0
+        self._empty = 0
 
     def passes(self, frame: framing.Frame) -> None:
         """Count a frame; raises ProtocolError when there are too many."""
         self._frames += 1
         self._bytes += len(frame.body)
+        self._empty += not frame.body
         # Output of the exchange before may still be on its way, hence twice the cap.
-        if self._bytes > 2 * LIMITS.log_bytes or self._frames > 2 * LIMITS.log_bytes:
+        if self._bytes > 2 * LIMITS.log_bytes or self._empty > _EMPTY_FRAMES:
             raise ProtocolError(f"the sandbox sent more log frames than its cap of {LIMITS.log_bytes} bytes allows")
         if self._frames % 64 == 0:
             gevent.sleep(0)
