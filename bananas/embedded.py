@@ -25,7 +25,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,10 +38,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from bananas.errors import ConfigError, RedisUnavailable
+from bananas.ports import free_port
 from bananas.redis_client import OLDEST_SERVER, is_too_old
+from bananas.settings import LIMITS
 
-#: A socket path has 108 bytes in the kernel, one of them for the end.
-SOCKET_PATH_BYTES = 107
 #: The log starts anew above this size; one older file is kept.
 LOG_BYTES = 1024 * 1024
 LOG_TAIL_BYTES = 2000
@@ -101,9 +100,9 @@ class EmbeddedRedis:
         self.data_dir = data_dir.absolute()
         self.log_path = (log_path or self.data_dir / "redis.log").absolute()
         self.unix_socket = unix_socket.absolute() if unix_socket else None
-        if self.unix_socket and len(os.fsencode(self.unix_socket)) > SOCKET_PATH_BYTES:
-            size = len(os.fsencode(self.unix_socket))
-            raise ConfigError(f"{self.unix_socket} has {size} bytes; a socket's path may have {SOCKET_PATH_BYTES}")
+        size, limit = len(os.fsencode(self.unix_socket or "")), LIMITS.socket_path_bytes
+        if size > limit:
+            raise ConfigError(f"{self.unix_socket} has {size} bytes; a socket's path may have {limit}")
         self._any_port = port == 0 and unix_socket is None
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
@@ -142,7 +141,7 @@ class EmbeddedRedis:
         self.data_dir.chmod(0o700)
         for left in reversed(range(PORT_TRIES)):
             if self._any_port and not self._port:
-                self._port = _free_port()
+                self._port = free_port()
             self._spawn(server, deadline_at)
             try:
                 self._wait_ready(deadline_at)
@@ -275,13 +274,6 @@ def _check_version(version: str) -> None:
         raise ConfigError(
             f"the Redis server on PATH is {version}; {oldest} or newer is needed, or set BANANAS_REDIS_URL"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _lock(data_dir: Path, deadline_at: float) -> int:

@@ -26,11 +26,6 @@ class JobState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def is_final(self) -> bool:
-        """True when the job is over."""
-        return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
-
 
 class Outcome(StrEnum):
     """How one attempt ended."""

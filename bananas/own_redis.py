@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bananas.embedded import SOCKET_PATH_BYTES, EmbeddedRedis
+from bananas.embedded import EmbeddedRedis
 from bananas.ports import free_port, taken
+from bananas.settings import LIMITS
 
 #: The first start reads what the last one left in its append-only file.
 REDIS_START_S = 30.0
@@ -28,7 +29,7 @@ class OwnRedis:
         unix_socket = data_dir.absolute() / "redis.sock"
         if port and taken("127.0.0.1", port) is None:
             self.server = EmbeddedRedis(data_dir, port=port)
-        elif len(os.fsencode(unix_socket)) <= SOCKET_PATH_BYTES:
+        elif len(os.fsencode(unix_socket)) <= LIMITS.socket_path_bytes:
             self.server = EmbeddedRedis(data_dir, unix_socket=unix_socket)
         else:
             self.server = EmbeddedRedis(data_dir, port=free_port())

@@ -5,7 +5,7 @@ The real implementations are named in each docstring. Contract tests run the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -174,20 +174,3 @@ class Channel(Protocol):
     def close(self) -> None:
         """Release it. Idempotent."""
         ...
-
-
-class Service(Protocol):
-    """A background role of the runner (``runner.service``)."""
-
-    name: str
-
-    def start(self) -> None:
-        """Returns when ready, or raises."""
-        ...
-
-    def stop(self, deadline_s: float) -> None:
-        """Idempotent; may be called unstarted; returns within the deadline."""
-        ...
-
-
-Extension = Sequence[tuple[str, int]]

@@ -56,6 +56,8 @@ class Limits:
     log_tail_bytes: int = 8 * KIB
     #: A bundle that no version refers to is dropped after this long.
     orphan_bundle_s: int = 3600
+    #: Of a Unix socket's path: what the kernel has room for, without the final NUL.
+    socket_path_bytes: int = 107
     #: One frame of the shim protocol.
     frame_bytes: int = 4 * MIB
 
@@ -171,6 +173,15 @@ class Settings:
             return Path("/var/lib/bananas")
         home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
         return Path(home) / "bananas"
+
+    def require_redis_url(self) -> str:
+        """The URL of the Redis to use; raises ConfigError when none is set."""
+        if not self.redis_url:
+            raise ConfigError(
+                "BANANAS_REDIS_URL is not set; set it to a running Redis such as redis://127.0.0.1:6379/0, or start "
+                "everything with `bananas up`, which brings its own"
+            )
+        return self.redis_url
 
     @property
     def worker_count(self) -> int:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
         )
-        listen.redis_url(settings)
+        settings.require_redis_url()
         listen.check_exposure(settings)
         listener = listen.bind(settings)
     except BananasError as e:

@@ -23,7 +23,7 @@ from gateway.wait import Waiters
 def from_env() -> Flask:
     """The app of one gateway process, after the fork. Raises ConfigError."""
     settings = Settings.from_env()
-    connections = Connections(listen.redis_url(settings))
+    connections = Connections(settings.require_redis_url())
     queue = Queue(connections)
     return create_app(settings, queue, Registry(connections), Waiters(queue), Health(connections))
 

@@ -35,16 +35,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def redis_url(settings: Settings) -> str:
-    """The URL of the Redis to use; raises ConfigError when none is set."""
-    if not settings.redis_url:
-        raise ConfigError(
-            "BANANAS_REDIS_URL is not set; set it to a running Redis such as redis://127.0.0.1:6379/0, or start "
-            "everything with `bananas up`, which brings its own"
-        )
-    return settings.redis_url
-
-
 def check_exposure(settings: Settings) -> None:
     """Raises ConfigError for an address beyond loopback, unless BANANAS_AUTH=none allows it, which is then warned."""
     if is_loopback(settings.host):

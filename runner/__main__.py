@@ -25,13 +25,11 @@ def main(argv: list[str]) -> int:
     if argv:
         print(f"error: python -m runner takes no arguments but images, got {argv}", file=sys.stderr)
         return 2
-    from runner.supervisor import Supervisor, describe_start, start_problem
+    from runner.supervisor import Supervisor, describe_start
 
     try:
         settings = Settings.from_env()
-        if problem := start_problem(settings):
-            print(f"error: {problem}", file=sys.stderr)
-            return 1
+        settings.require_redis_url()
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
         )

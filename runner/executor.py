@@ -76,10 +76,18 @@ class Running:
     started_at_ms: int = 0
 
     def abandon(self, why: str) -> None:
-        """End it: the sandbox dies now, the greenlet that runs the attempt notices and reports nothing."""
+        """End it, unless it is over: the sandbox dies now, the greenlet that runs it notices and reports nothing."""
+        if self.over:
+            return
         self.abandoned = self.abandoned or why
-        if not self.over and self.slot is not None and self.slot.sandbox is not None:
+        if self.slot is not None and self.slot.sandbox is not None:
             self.slot.sandbox.interrupt()
+
+    def hand_back(self) -> None:
+        """End it, unless it is over, and have the job returned to the queue untouched."""
+        if not self.over:
+            self.handed_back = True
+            self.abandon("shutdown")
 
 
 class Executor:

@@ -75,7 +75,7 @@ class Heartbeat(PeriodicService):
         for attempt, stands in zip(attempts, flags, strict=True):
             if stands:
                 attempt.lease_seen_s = sent_s
-            elif self._in_flight.get(attempt.claim.id, attempt.claim.token) is attempt and not attempt.over:
+            else:
                 attempt.abandon("lease lost")
         return None
 

@@ -238,13 +238,6 @@ class _Every(PeriodicService):
         return None
 
 
-def start_problem(settings: Settings) -> str | None:
-    """Why a runner with these settings cannot start, if it is plain already."""
-    if not settings.redis_url:
-        return "BANANAS_REDIS_URL is not set; `bananas up` starts everything, Redis included"
-    return None
-
-
 def describe_start(settings: Settings) -> str:
     """One line for the log."""
     return f"redis={safe_url(settings.redis_url)} state={settings.state_path} engine={describe()}"

@@ -15,11 +15,10 @@ from typing import Any
 from gevent import monkey
 
 from bananas.errors import ConfigError
+from bananas.settings import LIMITS
 
 #: The kernel's own poll: with a timeout of 0 it cannot block, and gevent's would start a watcher for each look.
 _poll = monkey.get_original("select", "poll")
-#: sun_path of a Unix socket address on Linux, without its final NUL.
-PATH_BYTES = 107
 
 
 def listen_unix(path: Path, backlog: int, socket_class: type[Any] = socket.socket) -> Any:
@@ -29,9 +28,9 @@ def listen_unix(path: Path, backlog: int, socket_class: type[Any] = socket.socke
     keeps other users out. Raises ConfigError when the path is too long, OSError when it is taken or not writable.
     """
     length = len(os.fsencode(path))
-    if length > PATH_BYTES:
+    if length > LIMITS.socket_path_bytes:
         raise ConfigError(
-            f"the socket path {path} has {length} bytes and the kernel allows {PATH_BYTES}; "
+            f"the socket path {path} has {length} bytes and the kernel allows {LIMITS.socket_path_bytes}; "
             "set BANANAS_STATE_DIR to a shorter directory"
         )
     listener = socket_class(socket.AF_UNIX, socket.SOCK_STREAM)

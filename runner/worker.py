@@ -92,9 +92,7 @@ class Worker(GreenletService):
         """Return what still runs to the head of its lane: each sandbox is ended first, then the job goes back."""
         self._is_handing_back = True
         for running in self._in_flight.all():
-            if not running.over:
-                running.handed_back = True
-                running.abandon("shutdown")
+            running.hand_back()
         self.drain(deadline_s)
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -143,7 +141,6 @@ class Worker(GreenletService):
                 )
         for claim in step.claims:
             self._begin(claim, sent_s)
-        self._drained.set()
         self._on_step(step)
 
     def _free(self, rung: set[str]) -> list[tuple[str, int]]:
@@ -163,8 +160,7 @@ class Worker(GreenletService):
         running = Running(claim, lease_seen_s=sent_s)
         self._in_flight.add(running)
         if self._is_handing_back:  # it came with a step that was under way when the shutdown began
-            running.handed_back = True
-            running.abandon("shutdown")
+            running.hand_back()
         pool = self._pools[claim.pool]
         # Now, not when the greenlet gets to run: the next step may be sent before that.
         pool.reserve()
@@ -236,7 +232,7 @@ class Inbox(PeriodicService):
         match self._queue.pop_inbox(self._runner, BLOCK_S):
             case ("cancel", job_id, token):
                 running = self._in_flight.get(job_id, int(token))
-                if running is not None and not running.over:
+                if running is not None:
                     running.abandon("cancelled")
             case ("pools",):
                 self._on_pools()

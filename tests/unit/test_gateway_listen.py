@@ -34,7 +34,7 @@ def test_beyond_loopback_is_refused_until_somebody_insists(host, caplog):
 def test_a_missing_redis_is_named_with_the_two_ways_to_get_one():
     """Nobody has to guess what the gateway needs."""
     with pytest.raises(ConfigError, match=r"BANANAS_REDIS_URL is not set.*bananas up"):
-        listen.redis_url(Settings())
+        Settings().require_redis_url()
 
 
 def test_a_port_in_use_is_named(free_port):
