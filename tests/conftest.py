@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -22,8 +21,9 @@ from hypothesis import HealthCheck, settings
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from bananas import embedded
+from bananas import embedded, ports
 from bananas.errors import EngineUnavailable
+from bananas.redis_client import Connections
 from bananas.spec import RuntimeInfo
 from runner import hostimage, images
 from tests.tools.leftovers import Run, remove_containers, sweep
@@ -106,6 +106,14 @@ def redis_url(redis_server: str) -> str:
     return redis_server
 
 
+@pytest.fixture
+def connections(redis_url: str) -> Iterator[Connections]:
+    """Connections to the empty Redis."""
+    connections = Connections(redis_url)
+    yield connections
+    connections.close()
+
+
 @pytest.fixture(scope="session")
 def base_image(engine: docker.DockerClient) -> RuntimeInfo:
     """The base image of this host's Python; becomes the default image only where there is none yet."""
@@ -116,7 +124,4 @@ def base_image(engine: docker.DockerClient) -> RuntimeInfo:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_port()

@@ -4,20 +4,22 @@ their own.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 from bananas import deploy, manifest
 from bananas.client import Client
+from bananas.ports import free_port
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
@@ -25,13 +27,6 @@ from bananas.registry import Registry
 READY_S = 30.0
 STOP_S = 30.0
 ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], deadline_s: float, what: str) -> Any:
@@ -43,6 +38,17 @@ def until(condition: Callable[[], Any], deadline_s: float, what: str) -> Any:
             return value
         assert time.monotonic() < deadline, f"not within {deadline_s:g} s: {what}"
         time.sleep(0.02)
+
+
+def load_script(name: str) -> ModuleType:
+    """``scripts/<name>.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"bananas_{name}", ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 class Process:
@@ -159,6 +165,16 @@ class Platform:
             deadline_s,
             f"job {job_id} to be {wanted}",
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Show what the processes said, for a failure, and end them."""
+        print(self.logs())
+        self.close()
 
     def close(self) -> None:
         """Stop runners, then the gateway; remove everything."""

@@ -13,10 +13,7 @@ from tests.platform import Platform
 @pytest.fixture
 def platform(redis_url: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway and no runner yet, with a 2 s lease, on an empty Redis."""
-    platform = Platform(redis_url, BANANAS_LEASE_S="2", BANANAS_GRACE_S="1", BANANAS_PYTHON_IMAGE=base_image.image)
-    try:
+    env = {"BANANAS_LEASE_S": "2", "BANANAS_GRACE_S": "1", "BANANAS_PYTHON_IMAGE": base_image.image}
+    with Platform(redis_url, **env) as platform:
         platform.gateway()
         yield platform
-    finally:
-        print(platform.logs())
-        platform.close()

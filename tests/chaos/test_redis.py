@@ -12,8 +12,9 @@ import pytest
 from bananas import keys
 from bananas.embedded import EmbeddedRedis
 from bananas.errors import ApiError
+from bananas.ports import free_port
 from bananas.spec import RuntimeInfo
-from tests.platform import Platform, free_port, until
+from tests.platform import Platform, until
 
 pytestmark = pytest.mark.docker
 
@@ -32,8 +33,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def platform(server: EmbeddedRedis, base_image: RuntimeInfo) -> Iterator[Platform]:
-    platform = Platform(server.url, BANANAS_LEASE_S=LEASE_S, BANANAS_PYTHON_IMAGE=base_image.image)
-    try:
+    with Platform(server.url, BANANAS_LEASE_S=LEASE_S, BANANAS_PYTHON_IMAGE=base_image.image) as platform:
         platform.gateway()
         platform.runner()
         platform.deploy(
@@ -43,9 +43,6 @@ def platform(server: EmbeddedRedis, base_image: RuntimeInfo) -> Iterator[Platfor
             }
         )
         yield platform
-    finally:
-        print(platform.logs())
-        platform.close()
 
 
 def outage(server: EmbeddedRedis) -> None:

@@ -16,11 +16,7 @@ def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway and a runner with short leases, on an empty Redis."""
     with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
         client.flushall()
-    platform = Platform(redis_server, BANANAS_LEASE_S="2", BANANAS_GRACE_S="5")
-    try:
+    with Platform(redis_server, BANANAS_LEASE_S="2", BANANAS_GRACE_S="5") as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         yield platform
-    finally:
-        print(platform.logs())
-        platform.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,29 +10,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from bananas import deploy, manifest
 from bananas.ports import free_port
 from bananas.spec import RuntimeInfo
-from tests.platform import ROOT, Platform
+from tests.platform import ROOT, Platform, load_script
 
 README = (ROOT / "README.md").read_text()
 
 
-def _load_demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bananas_demo", ROOT / "scripts/demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = _load_demo()
+demo = load_script("demo")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import docker
@@ -25,8 +23,9 @@ import pytest
 from bananas import deploy, manifest
 from bananas.client import Client
 from bananas.errors import ApiError, BananasError, GatewayUnreachable
+from bananas.ports import free_port
 from bananas.spec import RuntimeInfo
-from tests.platform import ROOT, free_port, until
+from tests.platform import ROOT, load_script, until
 from tests.tools.leftovers import Run
 
 #: Building, starting and stopping all of it, on a busy machine.
@@ -38,16 +37,6 @@ MIN_JOBS = 200
 HARMLESS = {"ok", "lost", "start", "handed_back"}
 DEMO = "deploy/compose.demo.yml"
 NAP = "import time\ndef handle(event, context):\n    time.sleep(0.05)\n    return event\n"
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bananas_{name}", ROOT / f"scripts/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Stack:

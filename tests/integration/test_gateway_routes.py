@@ -31,13 +31,6 @@ NO_JOB = "01a20c00-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-def connections(redis_url: str) -> Iterator[Connections]:
-    connections = Connections(redis_url)
-    yield connections
-    connections.close()
-
-
-@pytest.fixture
 def player(connections: Connections) -> Player:
     player = Player(Queue(connections), Registry(connections))
     player.deploy("hello")

@@ -34,13 +34,9 @@ CALLS = 300
 @pytest.fixture(scope="module")
 def platform(redis_server: str) -> Iterator[Platform]:
     """One gateway process over the shared Redis."""
-    platform = Platform(redis_server)
-    try:
+    with Platform(redis_server) as platform:
         platform.gateway()
         yield platform
-    finally:
-        print(platform.logs())
-        platform.close()
 
 
 @pytest.fixture
@@ -242,19 +238,15 @@ def test_a_large_body_gets_its_413_also_from_a_real_server(platform):
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[tuple[Platform, EmbeddedRedis, Player]]:
     """A gateway of two processes over a Redis that the test may stop."""
-    server = EmbeddedRedis(tmp_path / "redis")
-    server.start()
-    platform = Platform(server.url, BANANAS_GATEWAY_WORKERS="2", BANANAS_GRACE_S="8")
-    player = Player(platform.queue, platform.registry)
-    player.deploy("hello")
-    player.announce()
-    try:
+    with (
+        EmbeddedRedis(tmp_path / "redis") as server,
+        Platform(server.url, BANANAS_GATEWAY_WORKERS="2", BANANAS_GRACE_S="8") as platform,
+    ):
+        player = Player(platform.queue, platform.registry)
+        player.deploy("hello")
+        player.announce()
         platform.gateway()
         yield platform, server, player
-    finally:
-        print(platform.logs())
-        platform.close()
-        server.stop()
 
 
 def test_waiters_survive_a_restart_of_redis(own, pool):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
 
@@ -24,13 +23,6 @@ CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
 LEASE_MS = 30_000
 REPLY = keys.reply("test")
-
-
-@pytest.fixture
-def connections(redis_url: str) -> Iterator[Connections]:
-    connections = Connections(redis_url)
-    yield connections
-    connections.close()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.platform import ROOT, free_port
+from bananas.ports import free_port
+from tests.platform import ROOT
 
 
 def start(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bananas import __version__
-from tests.platform import ROOT, Process, free_port
+from bananas.ports import free_port
+from tests.platform import ROOT, Process
 
 INSTALL_S = 110
 
