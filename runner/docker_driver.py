@@ -32,6 +32,9 @@ LABEL_RUNNER = "bananas.runner"
 LABEL_POOL = "bananas.pool"
 MOUNT = "/run/bananas"
 SANDBOX_UID = 65534
+#: As many process ids as a kernel has unless told otherwise; Podman keeps its own limit at that.
+PODMAN_PROCESSES = 32768
+PODMAN_EXIT_S = 10
 _ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - inside the sandbox
 
 
@@ -65,6 +68,8 @@ class Engine:
             info = self.client.info()
         self._api = self.client.api
         self._cpus = float(info["NCPU"])
+        #: Podman's Docker API answers this key, Docker does not.
+        self._is_podman = "BuildahVersion" in info
 
     def create(
         self,
@@ -83,15 +88,12 @@ class Engine:
             init=True,
             ipc_mode="private",
             binds={str(directory): {"bind": MOUNT, "mode": "ro"}},
-            tmpfs={
-                "/tmp": f"size={profile.tmp_mb}m,mode=1777,nosuid,nodev",  # noqa: S108 - inside the sandbox
-                "/run/secrets": f"size=1m,mode=0700,uid={SANDBOX_UID},nosuid,nodev,noexec",
-            },
+            tmpfs=self._tmpfs(profile.tmp_mb),
             mem_limit=f"{profile.memory_mb}m",
             memswap_limit=f"{profile.memory_mb}m",
             nano_cpus=int(min(profile.cpus, self._cpus) * 1e9),
             pids_limit=profile.pids,
-            ulimits=[Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="core", soft=0, hard=0)],
+            ulimits=self._ulimits(),
             extra_hosts=extra_hosts or None,
             log_config=LogConfig(type="none"),
         )
@@ -116,6 +118,24 @@ class Engine:
             raise
         return container_id
 
+    def _tmpfs(self, tmp_mb: int) -> dict[str, str]:
+        """What can be written inside: path → mount options. Only /tmp and /run/secrets are the sandbox user's."""
+        private, closed = "size=1m,mode=0700,{},nosuid,nodev,noexec", "size=64k,mode=0755,nosuid,nodev,noexec"
+        tmpfs = {"/tmp": f"size={tmp_mb}m,mode=1777,nosuid,nodev"}  # noqa: S108 - inside the sandbox
+        if not self._is_podman:
+            return {**tmpfs, "/run/secrets": private.format(f"uid={SANDBOX_UID}")}
+        # Podman knows no uid= but U, the container's user; and beside a read-only root it would mount these two
+        # open to everybody and as large as half of the memory.
+        return {**tmpfs, "/run/secrets": private.format("U"), "/run": closed, "/var/tmp": closed}  # noqa: S108
+
+    def _ulimits(self) -> list[Ulimit]:
+        limits = [Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="core", soft=0, hard=0)]
+        if self._is_podman:
+            # Podman would raise it to a million, which takes a capability that it may lack. Processes are counted per
+            # user, over all sandboxes, so what bounds one sandbox is its pids_limit.
+            limits.append(Ulimit(name="nproc", soft=PODMAN_PROCESSES, hard=PODMAN_PROCESSES))
+        return limits
+
     def wait_exit(self, container_id: str, timeout_s: int) -> Exited | None:
         """How the container ended, waiting up to ``timeout_s``; None when it still runs or is gone."""
         try:
@@ -130,6 +150,17 @@ class Engine:
 
     def remove(self, container_id: str) -> None:
         """Kill and remove it; a container that is gone is fine. Raises EngineUnavailable."""
+        try:
+            self._remove(container_id)
+        except EngineUnavailable as e:
+            # Podman refuses to kill a container that ends in this moment, and keeps it; once it has ended, it may go.
+            if not (self._is_podman and isinstance(e.__cause__, APIError) and e.__cause__.status_code == 500):
+                raise
+            log.debug("removing container %s again: %s", container_id[:12], e)
+            self.wait_exit(container_id, PODMAN_EXIT_S)
+            self._remove(container_id)
+
+    def _remove(self, container_id: str) -> None:
         try:
             with _translate(f"removing container {container_id[:12]}"):
                 self._api.remove_container(container_id, force=True, v=True)

@@ -30,7 +30,7 @@ from docker.models.images import Image
 from bananas.errors import BananasError, EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.runtimes import DEFAULT_RUNTIME, OLDEST_PYTHON, runtime_version
 from bananas.spec import RuntimeInfo
-from runner import hostimage
+from runner import hostimage, image_names
 from runner.rootfs import Tree
 
 log = logging.getLogger(__name__)
@@ -158,11 +158,16 @@ def import_tar(client: docker.DockerClient, tag: str, file: Any, changes: list[s
     file.seek(0)
     with _engine(client):
         # The client's own timeout holds here; docker-py's import_image_from_file would wait for ever.
-        answer = client.api.import_image(src=file, repository=repository, tag=name, changes=changes)
+        answer = client.api.import_image(src=file, changes=changes)
+        last: dict[str, Any] = {}
         for line in answer.splitlines():
-            if problem := json.loads(line).get("error"):
+            last = json.loads(line)
+            if problem := last.get("error"):
                 raise EngineUnavailable(f"importing {tag} failed: {problem}; check the engine's disk space")
-        return client.images.get(tag)
+        # Named by its id: an import into a name would lose the part after the colon in Podman 4.3.
+        image = client.images.get(last.get("status", ""))
+        image.tag(repository, name)
+        return image
 
 
 def resolve(client: docker.DockerClient, runtime: str, override: str = "") -> RuntimeInfo:
@@ -219,19 +224,18 @@ def _missing(image: str) -> str:
 
 
 def _find(client: docker.DockerClient, image: str) -> Image | None:
-    with _engine(client):
-        try:
-            return client.images.get(image)
-        except (ImageNotFound, NotFound):
-            return None
+    for spelling in image_names.spellings(image):
+        with _engine(client), suppress(ImageNotFound, NotFound):
+            return client.images.get(spelling)
+    return None
 
 
 def _tags(client: docker.DockerClient, version: str = "3.") -> list[tuple[str, str]]:
     """(version, tag) of ours; the plain tag comes before ``-host``, so that a person's own choice wins."""
     with _engine(client):
         images = client.api.images(filters={"reference": f"{REPOSITORY}:{version}*"})
-    tags = [(match[1], tag) for image in images for tag in image["RepoTags"] or () if (match := _TAG.match(tag))]
-    return sorted(tags, key=lambda pair: (len(pair[1]), pair[1]))
+    tags = {image_names.short(tag) for image in images for tag in image["RepoTags"] or ()}
+    return sorted(((m[1], tag) for tag in tags if (m := _TAG.match(tag))), key=lambda pair: (len(pair[1]), pair[1]))
 
 
 def _ask(client: docker.DockerClient, image: str, image_id: str) -> tuple[str, str, str]:
@@ -283,14 +287,15 @@ def _run_probe(client: docker.DockerClient, image: str, image_id: str) -> tuple[
 def list_images(client: docker.DockerClient) -> list[ImageRow]:
     """The images that are ours by label or by name, newest first."""
     with _engine(client):
-        images = client.api.images(filters={"label": f"{LABEL}runtime"})
-        images += client.api.images(filters={"reference": f"{REPOSITORY}:*"})
+        images = client.api.images(filters={"reference": f"{REPOSITORY}:*"})
+        images += client.api.images(filters={"label": f"{LABEL}runtime"})  # after the ones above: with all their tags
     rows = [_row(image) for image in {image["Id"]: image for image in images}.values()]
     return sorted(rows, key=lambda row: row.created_at_s, reverse=True)
 
 
 def _row(image: dict[str, Any]) -> ImageRow:
-    labels, tags = image["Labels"] or {}, tuple(tag for tag in image["RepoTags"] or () if tag != "<none>:<none>")
+    labels = image["Labels"] or {}
+    tags = tuple(image_names.short(tag) for tag in image["RepoTags"] or () if tag != "<none>:<none>")
     python, machine, libc, source = (labels.get(LABEL + name, "") for name in ("python", "machine", "libc", "from"))
     return ImageRow(
         tags=tags,

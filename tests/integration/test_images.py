@@ -159,6 +159,36 @@ def test_a_runtime_name_finds_the_default_image_and_its_version(
     assert found[f"python{VERSION}"].python == VERSION
 
 
+def test_an_image_is_found_under_the_name_that_podman_gave_it(
+    engine: docker.DockerClient, base_image: RuntimeInfo, run: Run
+) -> None:
+    """What is stored as `localhost/NAME` answers to NAME and is listed so; the image itself is the same one."""
+    name = f"bananas/python:{VERSION}-{run.id}"
+    engine.api.tag(base_image.image_id, "localhost/bananas/python", name.partition(":")[2])
+    try:
+        assert images.describe(engine, name).image_id == base_image.image_id
+        assert name in {tag for row in images.list_images(engine) for tag in row.tags}
+    finally:
+        engine.api.remove_image(f"localhost/{name}")
+    with pytest.raises(ImageMissing):
+        images.describe(engine, name)
+
+
+def test_an_import_names_nothing_but_its_tag(engine: docker.DockerClient, tag: str) -> None:
+    """The tag moves to the image of the last import, and no other name is left, `latest` least of all."""
+    found = []
+    for path in ("one", "two"):
+        with tempfile.TemporaryFile() as file:
+            base_tree().write(file)
+            found.append(images.import_tar(engine, tag, file, [f'CMD ["{path}"]']))
+    assert found[0].id != found[1].id
+    assert engine.api.inspect_image(tag)["Id"] == found[1].id
+    repository = tag.partition(":")[0]
+    named = {images.image_names.short(t) for i in engine.api.images(name=repository) for t in i["RepoTags"] or ()}
+    assert f"{repository}:latest" not in named
+    engine.api.remove_image(str(found[0].id), force=True)
+
+
 def test_a_missing_image_is_an_error_that_names_the_command(engine: docker.DockerClient) -> None:
     """Nothing is pulled; the person is told what to run. Python 3.1 is not taken for 3.11."""
     with pytest.raises(ImageMissing, match="bananas images build"):
