@@ -11,7 +11,7 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     ├── RequestError           what a client sent is wrong
     │   ├── InvalidRequest · PayloadTooLarge · UnsupportedMedia · HostNotAllowed
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
-    │   └── JobFinished
+    │   └── JobFinished · JobNotDead · VersionGone
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · NoLiveRunner
     │   └── EngineUnavailable · GatewayUnreachable
@@ -115,6 +115,18 @@ class JobFinished(RequestError):
     """The job is already over."""
 
     code = "job-finished"
+
+
+class JobNotDead(RequestError):
+    """Only failed jobs can be replayed."""
+
+    code = "job-not-dead"
+
+
+class VersionGone(RequestError):
+    """The version of the function is not kept any more."""
+
+    code = "version-gone"
 
 
 class UnknownBundle(RequestError):

@@ -82,6 +82,8 @@ class NewJob:
     expires_after_ms: int | None = None
     #: Reply list to push the final record to (a waiting gateway process).
     reply_to: str | None = None
+    #: A second job of the function with the same key becomes the first one, for a day at least.
+    unique_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Enqueued:
     pool: str
     #: The timeout that was stamped on the job.
     timeout_ms: int
+    #: True when an earlier job has the same unique key: all other fields are that job's.
+    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,10 @@ class JobRecord:
     error: bytes | None
     #: One JSON text per attempt, oldest first.
     history: list[bytes]
+    #: JSON text of what the latest attempt last told of its progress.
+    progress: bytes | None = None
+    #: True while it waits for its function's ``max_concurrency``; its state is then ``pending``.
+    is_parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

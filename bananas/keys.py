@@ -8,10 +8,15 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 |---|---|---|---|
 | ``job:<id>`` | HASH | one job, see below | while live; then its result TTL |
 | ``lane:<pool>:<priority>`` | LIST | ids ready to run, oldest first | empties itself |
-| ``stride:<pool>`` | HASH | ``v`` virtual time; ``high normal low`` pass of each lane | for ever |
+| ``stride:<pool>`` | HASH | ``v`` virtual time, pass and weight (``w:…``) of each lane, ``maxc`` | for ever |
 | ``bell:<pool>`` | ZSET | one member while somebody should look at the pool | empties itself |
 | ``schedule`` | ZSET | id → due (Unix ms): delayed jobs and retries | empties itself |
 | ``leases`` | ZSET | id → lease deadline (Unix ms) | empties itself |
+| ``running:<function>`` · ``busy:<pool>`` | SET | ids with a lease, for ``max_concurrency`` | empties itself |
+| ``parked:<function>`` | ZSET | id → order: jobs that wait for their function's ``max_concurrency`` | empties itself |
+| ``park:seq`` | STRING | numbers the parked | for ever |
+| ``expiring`` | ZSET | id → by when (Unix ms) its first attempt must have begun | empties itself |
+| ``unique:<function>:<key>`` | STRING | the first job with that unique key | the job's life, at least 24 h |
 | ``dead`` | ZSET | id → time of death (Unix ms) | 14 days, at most 100,000 |
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
@@ -29,14 +34,17 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``instance`` | STRING | id of this installation | for ever |
 
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
-losses starts runner claimed finished reason result error hist waiters`` and ``log:<token>`` per attempt that printed.
+losses starts runner claimed finished reason result error hist waiters uniq pseq progress`` and ``log:<token>`` per
+attempt that printed. ``state`` is one of the API's or ``parked``, which the API calls pending; ``pseq`` is its number
+there.
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.
 
 Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retries`` · ``dead:<reason>`` ·
 ``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or
-``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``orphans`` ids
-without a record, met by a claim, a promotion or the reaper.
+``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``replayed``
+``purged`` dead letters · ``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
+``repaired:<kind>`` what the janitor's audit put right.
 """
 
 from __future__ import annotations
@@ -58,6 +66,7 @@ POOLS_REV: Final = PREFIX + "pools:rev"
 RUNTIMES: Final = PREFIX + "runtimes"
 RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"
+EXPIRING: Final = PREFIX + "expiring"
 
 #: Upper bounds in ms of the duration histogram, as in the counter fields.
 DURATION_BUCKETS_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
@@ -76,6 +85,26 @@ def tomb(job_id: str) -> str:
 def lane(pool: str, priority: Priority) -> str:
     """LIST of ready ids."""
     return f"{PREFIX}lane:{pool}:{priority}"
+
+
+def stride(pool: str) -> str:
+    """HASH of a pool's lanes: passes, weights, limit."""
+    return f"{PREFIX}stride:{pool}"
+
+
+def parked(function: str) -> str:
+    """ZSET of jobs that wait for their function's max_concurrency."""
+    return f"{PREFIX}parked:{function}"
+
+
+def running(function: str) -> str:
+    """SET of a function's leased ids."""
+    return f"{PREFIX}running:{function}"
+
+
+def busy(pool: str) -> str:
+    """SET of a pool's leased ids."""
+    return f"{PREFIX}busy:{pool}"
 
 
 def bell(pool: str) -> str:

@@ -17,6 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from bananas import manifest_values as kinds
 from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
 from bananas.spec import PRIORITIES, FunctionSpec, PoolSpec, RetrySpec
+from bananas.spec import Weights as WeightsSpec
 from bananas.yamlmap import Loc
 
 #: Stands for a key that was not written; nothing reads it (see ``_Keys.fields``).
@@ -55,6 +56,8 @@ class Key:
         described = self.kind.json(self.bounds)
         if self.kind is kinds.RETRIES:  # the short form, or the mapping
             described = {"anyOf": [described, handler(inner)]}
+        if self.kind is kinds.WEIGHTS:
+            described = handler(inner)
         if self.kind is kinds.NAMED:
             (each,) = handler(inner)["patternProperties"].values()
             described["patternProperties"] = {kinds.NAME_BOUNDS.pattern: each}
@@ -108,12 +111,30 @@ class Retries(_Keys):
     ] = LEFT_OUT
 
 
+def _weight(priority: str) -> Key:
+    return _spec(WeightsSpec, priority, kinds.COUNT, f"Share of {priority} jobs.")
+
+
+class Weights(_Keys):
+    """How claims are shared among waiting jobs: each priority gets its weight's part of their sum."""
+
+    high: Annotated[int, _weight("high")] = LEFT_OUT
+    normal: Annotated[int, _weight("normal")] = LEFT_OUT
+    low: Annotated[int, _weight("low")] = LEFT_OUT
+
+
 class Pool(_Keys):
     """A route for jobs with its own sandbox settings."""
 
-    LATER = frozenset({"min_warm", "gpus", "network", "max_concurrency", "weights", "image"})
+    LATER = frozenset({"min_warm", "gpus", "network", "image"})
 
     concurrency: Annotated[int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, per runner.")] = LEFT_OUT
+    max_concurrency: Annotated[
+        int, _pool("max_concurrency", kinds.COUNT, "Jobs that run at once, over all runners; no limit unless written.")
+    ] = LEFT_OUT
+    weights: Annotated[
+        Weights, _pool("weights", kinds.WEIGHTS, "How claims are shared among high, normal and low jobs that wait.")
+    ] = LEFT_OUT
     memory: Annotated[int, _pool("memory_mb", kinds.SIZE, "Memory of one sandbox; more is killed.")] = LEFT_OUT
     cpus: Annotated[float, _pool("cpus", kinds.AMOUNT, "CPU cores that one sandbox may use.")] = LEFT_OUT
     pids: Annotated[int, _pool("pids", kinds.COUNT, "Processes and threads in one sandbox.")] = LEFT_OUT
@@ -136,7 +157,7 @@ class Function(_Keys):
     """One function: where its code is and how it runs."""
 
     LATER = frozenset(
-        {"schedule", "secrets", "image", "contract", "min_warm", "max_concurrency", "single_use", "max_lifetime"}
+        {"schedule", "secrets", "image", "contract", "min_warm", "single_use", "max_lifetime"}
         | {"calls_per_sandbox", "gpus", "egress", "network"}
     )
 
@@ -169,6 +190,10 @@ class Function(_Keys):
     result_ttl: Annotated[int, _fn("result_ttl_ms", kinds.TIME, "How long the record of a completed job is kept.")] = (
         LEFT_OUT
     )
+    max_concurrency: Annotated[
+        int,
+        _fn("max_concurrency", kinds.COUNT, "Its jobs that run at once, over all runners; unlimited if left out."),
+    ] = LEFT_OUT
     max_uses: Annotated[
         int, _fn("max_uses", kinds.COUNT, "A sandbox is replaced after this many calls; no limit unless written.")
     ] = LEFT_OUT
@@ -212,7 +237,8 @@ def _sentence(kind: str, loc: Loc, error: Any) -> tuple[Loc, str, bool]:
 def _unknown(loc: Loc) -> str:
     model: type[_Keys] = Root
     if len(loc) > 1:
-        model = Retries if len(loc) > 3 else Pool if loc[0] == "pools" else Function
+        nested: type[_Keys] = Weights if loc[0] == "pools" else Retries
+        model = nested if len(loc) > 3 else Pool if loc[0] == "pools" else Function
     if loc[-1] in model.LATER:
         return NOT_YET + "; remove the key"
     hint = did_you_mean(loc[-1], model.model_fields)

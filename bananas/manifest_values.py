@@ -299,4 +299,6 @@ RETRIES = Kind(
     lambda spec: spec.max,
     is_nested=True,
 )
+#: The mapping is a model.
+WEIGHTS = Kind(_mapping("{high: 16, normal: 4, low: 1}"), lambda _: {"type": "object"}, msgspec.structs.asdict, True)
 VERSION = Kind(_version, lambda _: {"const": 1})

@@ -1,7 +1,9 @@
-"""The queue: the only module that changes the state of a job. One method for each script.
+"""The queue: what gateways and runners do with jobs. One method for each script.
 
-Gateways enqueue, wait, show and cancel; runners step (settle + claim), extend, promote, reap and sweep. Every method
-raises RedisUnavailable when Redis does not answer; nothing is lost by calling it again, see the scripts' headers.
+Gateways enqueue, wait, show and cancel; runners step (settle + claim), extend, tell progress, promote, expire, reap,
+sweep and audit. Together with ``bananas.dead_letters`` and ``bananas.schedules`` the only code that changes the state
+of a job. Every method raises RedisUnavailable when Redis does not answer; nothing is lost by calling it again, see the
+scripts' headers.
 """
 
 from __future__ import annotations
@@ -13,20 +15,16 @@ from typing import Any
 import msgspec
 import redis
 
-from bananas import errors, keys, scripts
-from bananas.job import Attempt, Claim, DeadReason, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
+from bananas import codec, errors, keys, scripts
+from bananas.job import Claim, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
-from bananas.spec import PRIORITIES, RetrySpec
+from bananas.spec import PRIORITIES
 
-_FIXED = [keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV]
 _DEAD_TTL_MS = LIMITS.dead_ttl_s * 1000
 _MAX_WAITERS = 1000
-_RETRY = msgspec.json.Decoder(RetrySpec)
-_RECORD = (
-    *("fn", "ver", "pool", "prio", "state", "created", "due", "claimed", "finished", "token", "failures", "losses"),
-    *("maxr", "timeout", "reason", "result", "error", "hist"),
-)
+#: Jobs in one call of enqueue.lua: a few ms of a server that serves others too.
+_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,21 @@ class Counts:
     scheduled: int
     leased: int
     dead: int
+    #: Unix ms of the oldest dead letter's death, and of now; equal when there is none.
+    oldest_dead_ms: int
+    now_ms: int
     counters: dict[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What one look at some records found."""
+
+    #: Where the next look begins; 0: the round is complete.
+    cursor: int
+    looked: int
+    #: Kind of repair → how many (see ``audit.lua``).
+    repaired: dict[str, int]
 
 
 class Queue:
@@ -68,50 +80,42 @@ class Queue:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._scripts = scripts.load()
+        self._run = scripts.Caller(connections).run
         #: Redis 7 pops many at once; 6.2 takes two calls.
         self._has_blmpop = True
-
-    def _run(self, name: str, *args: Any, once: bool = False) -> Any:
-        client = self._connections.once if once else self._connections.commands
-        with self._connections.guard():
-            return self._scripts[name](client, _FIXED, [keys.PREFIX, *args])
 
     # -- gateways ---------------------------------------------------------------------------------------------
 
     def enqueue(self, job: NewJob) -> Enqueued:
         """Store the job durably; raises UnknownFunction, UnknownPool or QueueFull."""
-        optional = (job.pool, job.priority, job.timeout_ms, job.max_retries)
-        answer = self._run(
-            "enqueue",
-            job.id,
-            job.function,
-            job.payload,
-            *("" if value is None else value for value in optional),
-            job.delay_ms,
-            "" if job.run_at_ms is None else job.run_at_ms,
-            "" if job.expires_after_ms is None else job.expires_after_ms,
-            job.reply_to or "",
-            LIMITS.queued_jobs,
-        )
-        match [part.decode() if isinstance(part, bytes) else part for part in answer]:
-            case ["ok", version, state, pool, timeout]:
-                return Enqueued(job.id, version, JobState(state), pool, int(timeout))
-            case ["unknown_function"]:
-                raise errors.UnknownFunction(f"no function {job.function!r} is deployed", function=job.function)
-            case ["unknown_pool", allowed]:
-                names = allowed.replace(",", ", ")
-                raise errors.UnknownPool(f"{job.function!r} may not run in pool {job.pool!r}; it allows {names}")
-            case ["full", pool, queued]:
-                raise errors.QueueFull(f"pool {pool!r} has {queued} jobs waiting, the limit is {LIMITS.queued_jobs}")
-        raise AssertionError(f"enqueue.lua answered {answer!r}")
+        [answer] = self._run("enqueue", LIMITS.queued_jobs, *codec.job_args(job))
+        outcome = codec.enqueued(job, answer)
+        if isinstance(outcome, errors.BananasError):
+            raise outcome
+        return outcome
+
+    def enqueue_many(self, jobs: Sequence[NewJob]) -> list[Enqueued | errors.BananasError]:
+        """Store many jobs, each taken or refused by itself, in order; the answers have the order of the jobs.
+
+        When Redis goes away in between, those that it may or may not have taken answer RedisUnavailable.
+        """
+        answers: list[Enqueued | errors.BananasError] = []
+        for start in range(0, len(jobs), _BATCH):
+            chunk = jobs[start : start + _BATCH]
+            args = [part for job in chunk for part in codec.job_args(job)]
+            try:
+                raw = self._run("enqueue", LIMITS.queued_jobs, *args)
+            except errors.RedisUnavailable as e:
+                return answers + [e] * (len(jobs) - len(answers))
+            answers += [codec.enqueued(job, answer) for job, answer in zip(chunk, raw, strict=True)]
+        return answers
 
     def wait(self, job_id: str, reply_to: str) -> Reply | None:
         """The end of the job, or None: then ``reply_to`` will get it. Raises UnknownJob or JobExpired."""
         answer = self._run("wait", job_id, reply_to, LIMITS.push_bytes, _MAX_WAITERS)
         match answer[0]:
             case b"over":
-                return Reply(job_id, JobState(answer[1].decode()), answer[2], _inline(answer[3]))
+                return Reply(job_id, JobState(answer[1].decode()), answer[2], codec.inline(answer[3]))
             case b"waiting":
                 return None
             case b"crowded":
@@ -122,7 +126,7 @@ class Queue:
         """Final records for one gateway process: blocks up to ``block_s`` for the first, then takes what is there."""
         with self._connections.guard():
             messages = self._pop_messages(reply_list, block_s, limit)
-        return [_parse_reply(message) for message in messages]
+        return [codec.reply(message) for message in messages]
 
     def _pop_messages(self, reply_list: str, block_s: float, limit: int) -> list[bytes]:
         if self._has_blmpop:
@@ -140,12 +144,18 @@ class Queue:
 
     def show(self, job_id: str) -> JobRecord:
         """Everything known about a job; raises UnknownJob or JobExpired."""
-        with self._connections.guard():
-            values = self._connections.commands.hmget(keys.job(job_id), _RECORD)
-        fields = dict(zip(_RECORD, values, strict=True))
-        if fields["fn"] is None:
+        values = self._read(job_id)
+        if codec.may_expire(values):  # also when no runner is there to do it
+            self._expire(1, job_id)
+            values = self._read(job_id)
+        record = codec.record(job_id, values)
+        if record is None:
             raise self._gone(job_id)
-        return _record(job_id, fields)
+        return record
+
+    def _read(self, job_id: str) -> list[Any]:
+        with self._connections.guard():
+            return list(self._connections.commands.hmget(keys.job(job_id), codec.RECORD))
 
     def logs(self, job_id: str) -> dict[int, bytes]:
         """What each attempt printed, by token, oldest first; raises UnknownJob or JobExpired."""
@@ -194,10 +204,13 @@ class Queue:
             pipe.zcard(keys.SCHEDULE)
             pipe.zcard(keys.LEASES)
             pipe.zcard(keys.DEAD)
+            pipe.zrange(keys.DEAD, 0, 0, withscores=True)
+            pipe.time()
             pipe.hgetall(keys.COUNTERS)
-            scheduled, leased, dead, raw = pipe.execute()
+            scheduled, leased, dead, oldest, now, raw = pipe.execute()
+        now_ms = now[0] * 1000 + now[1] // 1000
         counters = {name.decode(): float(value) if b"." in value else int(value) for name, value in raw.items()}
-        return Counts(scheduled, leased, dead, counters)
+        return Counts(scheduled, leased, dead, int(oldest[0][1]) if oldest else now_ms, now_ms, counters)
 
     # -- runners ----------------------------------------------------------------------------------------------
 
@@ -212,13 +225,13 @@ class Queue:
         args: list[Any] = [runner, lease_ms, LIMITS.push_bytes, LIMITS.reply_list, LIMITS.history, _DEAD_TTL_MS]
         args += [len(settlements), len(free)]
         for settlement in settlements:
-            args += _settlement_args(settlement)
+            args += codec.settlement_args(settlement)
         for pool, slots in free:
             args += [pool, slots]
         now, due, rev, settled, claims = self._run("step", *args, once=True)
         return Step(
             [bool(flag) for flag in settled],
-            [_claim(raw, now) for raw in claims],
+            [codec.claim(raw, now) for raw in claims],
             None if due < 0 else max(0, due - now),
             rev,
         )
@@ -228,10 +241,22 @@ class Queue:
         flat = [part for pair in attempts for part in pair]
         return [bool(flag) for flag in self._run("extend", lease_ms, *flat)]
 
+    def progress(self, items: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+        """Keep the latest progress (JSON text) of attempts by id and token; False: the attempt is not the job's."""
+        flat = [part for item in items for part in item]
+        return [bool(flag) for flag in self._run("progress", *flat)] if flat else []
+
     def promote(self, limit: int = 500) -> tuple[int, int | None]:
         """Move due jobs to their lanes; returns how many, and ms until the next is due (None: nothing scheduled)."""
         moved, now, due = self._run("promote", limit)
         return moved, None if due < 0 else max(0, due - now)
+
+    def expire(self, limit: int = 100) -> int:
+        """Fail jobs that waited longer than their ``expires_after``; returns how many were looked at."""
+        return self._expire(limit, "")
+
+    def _expire(self, limit: int, job_id: str) -> int:
+        return int(self._run("expire", limit, LIMITS.push_bytes, LIMITS.reply_list, _DEAD_TTL_MS, job_id))
 
     def reap(self, limit: int = 500) -> tuple[int, int]:
         """Take back jobs whose lease ran out; returns (returned to their lanes, poisoned)."""
@@ -244,6 +269,16 @@ class Queue:
         """Drop records whose time is over; returns how many."""
         dropped = self._run("sweep", limit, _DEAD_TTL_MS, LIMITS.dead_jobs, LIMITS.tombstone_s)
         return int(dropped)
+
+    def audit(self, cursor: int, count: int = 500) -> Audit:
+        """Look at about ``count`` records from ``cursor`` on (0: from the start) and put right what is wrong."""
+        with self._connections.guard():
+            client = self._connections.commands
+            following, found = client.scan(cursor, match=keys.job("*"), count=count, _type="HASH")
+        ids = [key.decode().removeprefix(keys.job("")) for key in found]
+        raw = self._run("audit", int(cursor == 0), *ids)
+        repaired = dict(zip((kind.decode() for kind in raw[::2]), raw[1::2], strict=True))
+        return Audit(int(following), len(ids), repaired)
 
     def ring(self, pool: str, block_s: float) -> bool:
         """Block until somebody rings the pool's bell or the time is over; True when it rang."""
@@ -271,97 +306,3 @@ class Queue:
         if was_here:
             return errors.JobExpired(f"the record of job {job_id} was kept for its time and is gone")
         return errors.UnknownJob(f"no job has the id {job_id}")
-
-
-def duration_bucket(run_ms: float) -> str:
-    """The histogram bucket of a run: the smallest upper bound in ms, or ``inf``.
-
-    >>> duration_bucket(3.2), duration_bucket(10.0), duration_bucket(1e9)
-    ('5', '10', 'inf')
-    """
-    return next((str(bound) for bound in keys.DURATION_BUCKETS_MS if run_ms <= bound), "inf")
-
-
-def _settlement_args(s: Settlement) -> list[Any]:
-    attempt = s.attempt
-    run_ms = attempt.timings.get("run_ms")
-    error = msgspec.json.encode(attempt.error) if attempt.error else b""
-    reason: DeadReason | None = s.decision.reason
-    return [
-        s.claim.id,
-        s.claim.token,
-        s.decision.action,
-        s.decision.delay_ms,
-        attempt.outcome.value,
-        reason.value if reason else "",
-        s.result,
-        error,
-        _encode_attempt(attempt),
-        s.logs,
-        "" if run_ms is None else duration_bucket(run_ms),
-        run_ms or 0,
-    ]
-
-
-def _encode_attempt(attempt: Attempt) -> bytes:
-    # Dataclasses are encoded in the order of their fields, so the text starts with {"token": as the scripts need it.
-    return msgspec.json.encode(attempt)
-
-
-def _claim(raw: list[Any], now_ms: int) -> Claim:
-    (job_id, token, fn, ver, pool, prio, payload, timeout, retry, failures, starts, enqueued, ttl, maxr) = raw
-    try:
-        policy = _RETRY.decode(retry)
-    except msgspec.DecodeError:  # written by another release: the job must not be lost for it
-        policy = RetrySpec()
-    return Claim(
-        id=job_id.decode(),
-        token=token,
-        function=fn.decode(),
-        version=ver.decode(),
-        pool=pool.decode(),
-        priority=prio.decode(),
-        payload=payload,
-        timeout_ms=int(timeout),
-        retries=msgspec.structs.replace(policy, max=int(maxr)),
-        failures=int(failures),
-        starts=int(starts),
-        enqueued_at_ms=int(enqueued),
-        claimed_at_ms=now_ms,
-        result_ttl_ms=int(ttl),
-    )
-
-
-def _record(job_id: str, f: dict[str, Any]) -> JobRecord:
-    state = JobState(f["state"].decode())
-    return JobRecord(
-        id=job_id,
-        function=f["fn"].decode(),
-        version=f["ver"].decode(),
-        pool=f["pool"].decode(),
-        priority=f["prio"].decode(),
-        state=state,
-        created_at_ms=int(f["created"]),
-        due_at_ms=int(f["due"]) if state is JobState.SCHEDULED else None,
-        started_at_ms=int(f["claimed"]) if f["claimed"] else None,
-        finished_at_ms=int(f["finished"]) if f["finished"] else None,
-        token=int(f["token"]),
-        failures=int(f["failures"]),
-        losses=int(f["losses"]),
-        max_retries=int(f["maxr"]),
-        timeout_ms=int(f["timeout"]),
-        reason=f["reason"].decode() if f["reason"] else None,
-        result=f["result"] or None,
-        error=f["error"] or None,
-        history=f["hist"].split(b"\n") if f["hist"] else [],
-    )
-
-
-def _parse_reply(message: bytes) -> Reply:
-    job_id, state, attempt, rest = message.split(b"\n", 3)
-    return Reply(job_id.decode(), JobState(state.decode()), attempt, _inline(rest))
-
-
-def _inline(flagged: bytes) -> bytes | None:
-    """``r`` + result, or ``x`` when it was too large to push."""
-    return flagged[1:] if flagged[:1] == b"r" else None

@@ -14,7 +14,7 @@ import uuid
 
 import msgspec
 
-from bananas import errors, keys
+from bananas import errors, keys, scripts
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 RUNNER_TTL_S = 60
 #: A runner not seen for this long does not count as live.
 RUNNER_LIVE_S = 15
-#: Versions that are not current any more stay this long, so that queued jobs keep theirs.
-_OLD_VERSION_S = 24 * 3600
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +53,7 @@ class Registry:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._redis = connections.commands
+        self._run = scripts.Caller(connections).run
 
     # -- bundles ----------------------------------------------------------------------------------------------
 
@@ -133,11 +132,13 @@ class Registry:
                 "retry": spec.retries.encode(),
                 "ttl": spec.result_ttl_ms,
                 "allow": ",".join(spec.allow_pools),
+                "maxc": spec.max_concurrency or 0,
             },
         )
         if previous and previous.decode() != record.version:
-            pipe.expire(keys.version(record.function, previous.decode()), _OLD_VERSION_S)
+            pipe.expire(keys.version(record.function, previous.decode()), LIMITS.old_version_s)
         pipe.execute()
+        self._run("unpark", record.function)
 
     def current(self, name: str) -> Version:
         """The version that new jobs get; raises UnknownFunction."""
@@ -178,8 +179,9 @@ class Registry:
             pipe.delete(keys.function(name))
             pipe.srem(keys.FUNCTIONS, name)
             if version:
-                pipe.expire(keys.version(name, version.decode()), _OLD_VERSION_S)
+                pipe.expire(keys.version(name, version.decode()), LIMITS.old_version_s)
             pipe.execute()
+            self._run("unpark", name)
         return version is not None
 
     # -- pools, runtimes, runners -----------------------------------------------------------------------------
@@ -192,6 +194,10 @@ class Registry:
                 return False
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(keys.POOLS, name, raw)
+            weights = {f"w:{priority}": weight for priority, weight in msgspec.structs.asdict(spec.weights).items()}
+            pipe.hset(keys.stride(name), mapping={"maxc": spec.max_concurrency or 0, **weights})
+            # More of it may run from now on.
+            pipe.zadd(keys.bell(name), {"ring": 0})
             pipe.incr(keys.POOLS_REV)
             # Told at once, so that a new pool is served when its first job comes; a step's revision is the safety net.
             for runner in self._redis.hkeys(keys.RUNNERS):

@@ -58,6 +58,15 @@ class Limits:
     orphan_bundle_s: int = 3600
     #: Of a Unix socket's path: what the kernel has room for, without the final NUL.
     socket_path_bytes: int = 107
+    #: What a handler tells of its progress, as JSON text.
+    progress_bytes: int = 4 * KIB
+    #: Jobs in one batch, and bytes of its body.
+    batch_items: int = 1000
+    batch_bytes: int = 8 * MIB
+    #: An idempotency or unique key.
+    unique_key_chars: int = 200
+    #: A version that is not current any more stays this long, so that queued jobs keep theirs.
+    old_version_s: int = 24 * 3600
     #: One frame of the shim protocol.
     frame_bytes: int = 4 * MIB
 
@@ -212,6 +221,7 @@ _OTHER_VARIABLES = frozenset(
         "BANANAS_WHEELS",
         "BANANAS_ALLOW_SKIP",
         "BANANAS_TEST_EXAMPLES",
+        "BANANAS_HYPOTHESIS",
         "BANANAS_CHAOS_OUTAGE_S",
         "BANANAS_CHAOS_LEASE_S",
     }

@@ -71,14 +71,30 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     env: dict[str, str] = msgspec.field(default_factory=dict)
     #: How long the record of a completed job is kept; a failed one is kept for the dead letters' time.
     result_ttl_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] = 3_600_000
+    #: Attempts of this function at once, over all runners; None means as many as there are places.
+    max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
     #: The most attempts one sandbox serves; None means no such limit.
     max_uses: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class Weights(_Spec, frozen=True, kw_only=True):
+    """How a pool's claims are shared among its waiting jobs.
+
+    Of every ``high + normal + low`` claims, each priority gets as many as its weight while all have jobs.
+    """
+
+    high: Annotated[int, msgspec.Meta(ge=1, le=100)] = 16
+    normal: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    low: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
 
 
 class PoolSpec(_Spec, frozen=True, kw_only=True):
     """A route with its own sandbox settings; ``concurrency`` counts per runner."""
 
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=512)] = 8
+    #: Attempts in this pool at once, over all runners; None means as many as there are places.
+    max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    weights: Weights = msgspec.field(default_factory=Weights)
     memory_mb: Annotated[int, msgspec.Meta(ge=32, le=1_048_576)] = 256
     cpus: Annotated[float, msgspec.Meta(gt=0, le=512)] = 1.0
     pids: Annotated[int, msgspec.Meta(ge=8, le=32_768)] = 128

@@ -33,6 +33,8 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "unknown-bundle": (422, "No such bundle"),
     "unknown-pool": (422, "Not a pool for this"),
     "job-finished": (409, "The job is already over"),
+    "job-not-dead": (409, "The job is not a dead letter"),
+    "version-gone": (409, "The version is not kept any more"),
     "unavailable": (503, "Not possible right now"),
     "redis-unavailable": (503, "Redis does not answer"),
     "queue-full": (429, "The queue is full"),

@@ -7,12 +7,20 @@ does not know a script (fresh, or after SCRIPT FLUSH) is sent its text once.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
 from typing import Any, Final
 
 import redis
 
-NAMES: Final = ("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep")
+from bananas import keys
+from bananas.redis_client import Connections
+
+NAMES: Final = (
+    *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
+    *("expire", "progress", "unpark", "replay", "purge", "audit"),
+)
+_FIXED: Final = [keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING]
 
 
 class Script:
@@ -33,6 +41,21 @@ class Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
+@cache
 def load() -> dict[str, Script]:
     """All scripts by name."""
     return {name: Script(name) for name in NAMES}
+
+
+class Caller:
+    """Runs scripts with the fixed keys and the prefix, over one set of connections."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._scripts = load()
+
+    def run(self, name: str, *args: Any, once: bool = False) -> Any:
+        """What the script answers, undecoded; raises RedisUnavailable. ``once``: never send it twice by itself."""
+        client = self._connections.once if once else self._connections.commands
+        with self._connections.guard():
+            return self._scripts[name](client, _FIXED, [keys.PREFIX, *args])

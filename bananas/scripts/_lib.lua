@@ -1,12 +1,20 @@
 -- Shared by every script: it is put in front of each file by scripts/__init__.py.
--- K names the fixed keys in the order in which queue.py passes them; P is the common prefix, also the tag.
-local K = {schedule = KEYS[1], leases = KEYS[2], dead = KEYS[3], done = KEYS[4], counters = KEYS[5], rev = KEYS[6]}
+-- K names the fixed keys in the order in which scripts.Caller passes them; P is the common prefix, also the tag.
+local K = {schedule = KEYS[1], leases = KEYS[2], dead = KEYS[3], done = KEYS[4], counters = KEYS[5], rev = KEYS[6],
+  expiring = KEYS[7]}
 local P = ARGV[1]
 
--- Stride scheduling within a pool: a lane's pass grows by 1008 / weight for each claim, weights 16:4:1, and the
--- smallest pass goes next. So low is served at least once in 21 claims of its pool, however busy the others are.
-local STRIDE = {high = 63, normal = 252, low = 1008}
+-- Stride scheduling within a pool: a lane's pass grows by SCALE / weight for each claim and the smallest pass goes next.
+-- So a lane of weight w is served at least once in (sum of weights) / w claims of its pool, however busy the others
+-- are: low once in 21 with the default weights.
+local SCALE = 1008
+local WEIGHTS = {high = 16, normal = 4, low = 1}
 local ORDER = {'high', 'normal', 'low'}
+-- Places in parked:<function>: jobs of one priority lie between two multiples of BAND, in the order of their numbers.
+local BAND = 4398046511104
+local RANK = {high = 0, normal = 1, low = 2}
+-- Most jobs that one step out of parked:<function> moves.
+local UNPARK = 1000
 
 -- Unix time in ms by the server's clock, the only clock that decides anything.
 local function now_ms()
@@ -16,6 +24,11 @@ end
 
 local function job_key(id) return P .. 'job:' .. id end
 local function lane_key(pool, prio) return P .. 'lane:' .. pool .. ':' .. prio end
+local function parked_key(fn) return P .. 'parked:' .. fn end
+local function running_key(fn) return P .. 'running:' .. fn end
+local function busy_key(pool) return P .. 'busy:' .. pool end
+
+local function count(field, by) redis.call('HINCRBY', K.counters, field, by or 1) end
 
 -- Wake one runner that is blocked on the pool. One member, so the bell can never grow.
 local function ring(pool) redis.call('ZADD', P .. 'bell:' .. pool, 0, 'ring') end
@@ -46,7 +59,65 @@ local function next_due()
   return head[2] and tonumber(head[2]) or -1
 end
 
-local function count(field, by) redis.call('HINCRBY', K.counters, field, by or 1) end
+-- max_concurrency of a function, 0 when it has none.
+local function limit_of(fn) return tonumber(redis.call('HGET', P .. 'fn:' .. fn, 'maxc') or '') or 0 end
+
+-- Leases are kept in three places that only these two functions touch, so that they can't come apart: the deadlines,
+-- and who runs by function and by pool, from which max_concurrency is derived.
+local function lease_add(id, fn, pool, deadline)
+  redis.call('ZADD', K.leases, deadline, id)
+  redis.call('SADD', running_key(fn), id)
+  redis.call('SADD', busy_key(pool), id)
+end
+
+-- True when the lease stood.
+local function lease_drop(id, fn, pool)
+  if redis.call('ZREM', K.leases, id) == 0 then return false end
+  redis.call('SREM', running_key(fn), id)
+  redis.call('SREM', busy_key(pool), id)
+  return true
+end
+
+-- Set a job aside whose function is at its max_concurrency. It keeps the number of its first time, so that jobs of one
+-- priority stay in order however often they come back too early.
+local function park(id, fn, prio, number)
+  local n = tonumber(number) or redis.call('INCR', P .. 'park:seq')
+  redis.call('HSET', job_key(id), 'state', 'parked', 'pseq', n)
+  redis.call('ZADD', parked_key(fn), RANK[prio] * BAND + n, id)
+end
+
+-- Bring jobs of a function back to the heads of their lanes, as many of each priority as the function has room for: the
+-- lanes' strides then choose among them, and who is too late is set aside again. To be called whenever a job of the
+-- function stops running, or leaves its lane without running. Returns how many came back.
+local function unpark(fn)
+  local key = parked_key(fn)
+  if redis.call('EXISTS', key) == 0 then return 0 end
+  local limit = limit_of(fn)
+  local room = limit > 0 and math.min(UNPARK, limit - redis.call('SCARD', running_key(fn))) or UNPARK
+  if room <= 0 then return 0 end
+  local moved = 0
+  for _, prio in ipairs(ORDER) do
+    local from = RANK[prio] * BAND
+    local ids = redis.call('ZRANGEBYSCORE', key, from, '(' .. string.format('%.0f', from + BAND), 'LIMIT', 0, room)
+    for i = #ids, 1, -1 do
+      redis.call('ZREM', key, ids[i])
+      local pool = redis.call('HGET', job_key(ids[i]), 'pool')
+      if pool then
+        redis.call('HSET', job_key(ids[i]), 'state', 'pending')
+        lane_push(pool, prio, ids[i], true)
+        moved = moved + 1
+      else
+        count('orphans')
+      end
+    end
+  end
+  return moved
+end
+
+-- After leases of a pool ended: one that is bounded by its own max_concurrency has told no bell while it was full.
+local function ring_if_bounded(pool)
+  if (tonumber(redis.call('HGET', P .. 'stride:' .. pool, 'maxc') or '') or 0) > 0 then ring(pool) end
+end
 
 -- Append one attempt (a JSON text that starts with {"token":N,) to the history; beyond `keep` lines the oldest goes,
 -- with its logs.
@@ -70,8 +141,7 @@ local function remember(key, attempt, logs, keep)
 end
 
 -- Tell every waiter that the job is over. `o`: id, state, attempt (JSON text), result, push_bytes, reply_list.
-local function notify(key, o)
-  local waiters = redis.call('HGET', key, 'waiters')
+local function notify(key, o, waiters)
   if not waiters or waiters == '' then return end
   local small = #o.result <= o.push_bytes
   local message = o.id .. '\n' .. o.state .. '\n' .. o.attempt .. '\n' .. (small and ('r' .. o.result) or 'x')
@@ -81,6 +151,23 @@ local function notify(key, o)
     redis.call('PEXPIRE', list, 60000)
   end
   redis.call('HDEL', key, 'waiters')
+end
+
+-- Unique keys: unique:<function>:<key> holds id, version, state, pool and timeout of the first job, one on a line.
+local UNIQUE_MS = 86400000
+local function unique_value(id, ver, state, pool, timeout)
+  return id .. '\n' .. ver .. '\n' .. state .. '\n' .. pool .. '\n' .. timeout
+end
+
+-- A finished job stands for its key until a day after it was created, and no longer.
+local function unique_end(key, id, state)
+  local j = redis.call('HMGET', key, 'fn', 'uniq', 'ver', 'pool', 'timeout', 'created')
+  local ukey = P .. 'unique:' .. j[1] .. ':' .. j[2]
+  local first = redis.call('GET', ukey)
+  if first and string.sub(first, 1, #id) == id then
+    redis.call('SET', ukey, unique_value(id, j[3], state, j[4], j[5]))
+    redis.call('PEXPIREAT', ukey, tonumber(j[6]) + UNIQUE_MS)
+  end
 end
 
 -- End a job that is in no lane, schedule or lease any more. `o` as for notify, plus now, reason, error, ttl (ms).
@@ -96,5 +183,92 @@ local function finish(id, o)
   end
   redis.call('PEXPIRE', key, o.ttl)
   o.id = id
-  notify(key, o)
+  local extra = redis.call('HMGET', key, 'waiters', 'uniq')
+  notify(key, o, extra[1])
+  if extra[2] and extra[2] ~= '' then unique_end(key, id, o.state) end
+end
+
+-- Take a job that waits (pending, scheduled or parked) out of its place.
+local function unqueue(id, state, fn, pool, prio)
+  if state == 'pending' then
+    redis.call('LREM', lane_key(pool, prio), 1, id)
+  elseif state == 'scheduled' then
+    redis.call('ZREM', K.schedule, id)
+  else
+    redis.call('ZREM', parked_key(fn), id)
+  end
+end
+
+-- Fail a job that waited, out of its place already, because its time is over.
+local function expire(id, o)
+  o.state, o.reason, o.result, o.attempt = 'failed', 'expired', '', 'null'
+  o.error = '{"type":"Expired","message":"the job waited longer than its expires_after"}'
+  finish(id, o)
+end
+
+-- Jobs that wait where a new one of the function would: its pool's lanes, the schedule, set aside.
+local function queued_in(pool, fn)
+  local queued = redis.call('ZCARD', K.schedule) + redis.call('ZCARD', parked_key(fn))
+  for _, p in ipairs(ORDER) do queued = queued + redis.call('LLEN', lane_key(pool, p)) end
+  return queued
+end
+
+-- Create a job, with everything that its function says stamped on it at this moment: a later deploy never changes it.
+-- The same id twice creates one job, so a client may safely send it again after a lost connection; the same unique key
+-- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
+-- from now), reply (list), uniq, each '' when not given; delay (ms); limit (most queued jobs).
+-- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
+-- | {'full', pool, queued}.
+local function create(j)
+  local key = job_key(j.id)
+  local old = redis.call('HMGET', key, 'ver', 'state', 'pool', 'timeout')
+  if old[1] then return {'ok', old[1], old[2], old[3], old[4], 0, j.id} end
+
+  local ukey = j.uniq ~= '' and (P .. 'unique:' .. j.fn .. ':' .. j.uniq)
+  local first = ukey and redis.call('GET', ukey)
+  if first then
+    local id, ver, state, pool, timeout = string.match(first, '^(.-)\n(.-)\n(.-)\n(.-)\n(.*)$')
+    local now_state = redis.call('HGET', job_key(id), 'state')
+    -- Without a record and without an end, the key is of a job that somebody deleted by hand.
+    if now_state or redis.call('PTTL', ukey) > 0 then
+      return {'ok', ver, now_state or state, pool, timeout, 1, id}
+    end
+  end
+
+  local f = redis.call('HMGET', P .. 'fn:' .. j.fn, 'version', 'pool', 'priority', 'timeout', 'maxr', 'retry', 'ttl', 'allow')
+  if not f[1] then return {'unknown_function'} end
+  local pool, prio = f[2], f[3]
+  if j.pool ~= '' and j.pool ~= pool then
+    if not string.find(',' .. f[8] .. ',', ',' .. j.pool .. ',', 1, true) then
+      return {'unknown_pool', pool .. (f[8] ~= '' and (',' .. f[8]) or '')}
+    end
+    pool = j.pool
+  end
+  if j.prio ~= '' then prio = j.prio end
+  local timeout, maxr = tonumber(f[4]), tonumber(f[5])
+  if j.timeout ~= '' then timeout = math.min(timeout, tonumber(j.timeout)) end
+  if j.maxr ~= '' then maxr = math.min(maxr, tonumber(j.maxr)) end
+
+  local now = now_ms()
+  local due = j.run_at ~= '' and tonumber(j.run_at) or (now + tonumber(j.delay))
+  local queued = queued_in(pool, j.fn)
+  if queued >= tonumber(j.limit) then return {'full', pool, queued} end
+
+  local state = due > now and 'scheduled' or 'pending'
+  local expires = j.expires ~= '' and (now + tonumber(j.expires)) or 0
+  redis.call('HSET', key, 'fn', j.fn, 'ver', f[1], 'pool', pool, 'prio', prio, 'state', state, 'payload', j.payload,
+    'created', now, 'enqueued', math.max(now, due), 'due', due, 'timeout', timeout, 'maxr', maxr, 'retry', f[6],
+    'ttl', f[7], 'expires', expires, 'token', 0, 'failures', 0, 'losses', 0, 'starts', 0, 'waiters', j.reply)
+  if ukey then
+    redis.call('HSET', key, 'uniq', j.uniq)
+    redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
+  end
+  if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
+  count('enqueued:' .. j.fn)
+  if state == 'scheduled' then
+    schedule_push(pool, j.id, due)
+  else
+    lane_push(pool, prio, j.id, false)
+  end
+  return {'ok', f[1], state, pool, tostring(timeout), 0, j.id}
 end

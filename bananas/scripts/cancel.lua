@@ -3,18 +3,18 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 id, 3 reply list length
--- derived  job:<id>, lane:<pool>:<priority>, reply lists, inbox:<runner> LIST
+-- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, running:<function>, busy:<pool>, reply lists,
+--          inbox:<runner> LIST
 -- returns  {'cancelled'} | {'over', state} | {'missing'}
 local id = ARGV[2]
-local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio', 'runner', 'token', 'ttl')
-local state = j[1]
+local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio', 'runner', 'token', 'ttl', 'fn', 'expires')
+local state, pool, fn = j[1], j[2], j[7]
 if not state then return {'missing'} end
-if state == 'pending' then
-  redis.call('LREM', lane_key(j[2], j[3]), 1, id)
-elseif state == 'scheduled' then
-  redis.call('ZREM', K.schedule, id)
+if state == 'pending' or state == 'scheduled' or state == 'parked' then
+  unqueue(id, state, fn, pool, j[3])
 elseif state == 'processing' then
-  redis.call('ZREM', K.leases, id)
+  lease_drop(id, fn, pool)
+  ring_if_bounded(pool)
   local inbox = P .. 'inbox:' .. j[4]
   redis.call('RPUSH', inbox, 'cancel ' .. id .. ' ' .. j[5])
   redis.call('LTRIM', inbox, -10000, -1)
@@ -22,7 +22,9 @@ elseif state == 'processing' then
 else
   return {'over', state}
 end
+if j[8] ~= '0' then redis.call('ZREM', K.expiring, id) end
 finish(id, {now = now_ms(), state = 'cancelled', reason = '', result = '', error = '', attempt = 'null',
   ttl = tonumber(j[6]), push_bytes = 0, reply_list = tonumber(ARGV[3])})
 count('cancelled')
+unpark(fn)
 return {'cancelled'}

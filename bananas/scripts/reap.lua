@@ -4,15 +4,16 @@
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 most jobs to take, 3 losses until poisoned, 4 push bytes, 5 reply list length, 6 history lines,
 --          7 dead letter ttl ms
--- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, reply lists
+-- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, running:<function>, busy:<pool>,
+--          parked:<function>, reply lists
 -- returns  {returned, poisoned}
 local now = now_ms()
 local returned, poisoned = 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
-  redis.call('ZREM', K.leases, id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'fn', 'pool', 'prio', 'token', 'runner', 'claimed')
   if j[1] then
+    lease_drop(id, j[1], j[2])
     local losses = redis.call('HINCRBY', key, 'losses', 1)
     local message = 'runner ' .. j[5] .. ' did not extend its lease'
     local err = cjson.encode({type = 'Lost', message = message})
@@ -29,7 +30,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 
       redis.call('HSET', key, 'state', 'pending', 'enqueued', now)
       lane_push(j[2], j[3], id, true)
     end
+    ring_if_bounded(j[2])
+    unpark(j[1])
   else
+    redis.call('ZREM', K.leases, id)
     count('orphans')
   end
 end

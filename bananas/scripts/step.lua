@@ -1,14 +1,17 @@
 -- One round trip of a runner: settle the attempts that ended, then claim up to the free slots of each pool.
 --
 -- Settling needs the job's own token and a standing lease; anything else changes nothing and answers 0. A claim
--- raises the token, which nothing ever lowers. Each live id stays in exactly one of lane, schedule, leases, dead, done.
+-- raises the token, which nothing ever lowers. Each id stays in exactly one of lane, schedule, parked, leases, dead, done.
+-- A claim takes from the lanes by stride (see _lib.lua) and never more than the free slots, the pool's max_concurrency
+-- over all runners, or a function's own: what a full function owns is set aside in parked:<function>.
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 runner, 3 lease ms, 4 push bytes, 5 reply list length, 6 history lines, 7 dead letter ttl ms,
 --          8 number of settlements, 9 number of pools; then 12 values per settlement: id, token,
 --          action (complete|retry|dead|back), delay ms, outcome, reason, result, error (JSON), attempt (JSON), logs,
 --          duration bucket ('' = none), run ms; then 2 values per pool: name, free slots (0 = only ring again)
--- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, reply lists named in job:<id> waiters
+-- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
+--          busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
 -- returns  {now, next due or -1, revision of the pools, {1|0 per settlement}, {claim...}}; a claim is {id, token,
 --          function, version, pool, priority, payload, timeout ms, retry (JSON), failures, starts, enqueued, ttl, maxr}
 local runner, lease_ms = ARGV[2], tonumber(ARGV[3])
@@ -22,10 +25,13 @@ local function over(id, state, reason, result, err, attempt, ttl)
     push_bytes = push_bytes, reply_list = reply_list})
 end
 
+local freed, pools_freed = {}, {}
+
 local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl')
-  if j[1] ~= token or redis.call('ZREM', K.leases, id) == 0 then return 0 end
+  if j[1] ~= token or not lease_drop(id, j[2], j[3]) then return 0 end
+  freed[j[2]], pools_freed[j[3]] = true, true
   remember(key, attempt, logs, keep)
   count('outcome:' .. j[2] .. ':' .. outcome)
   if bucket ~= '' then
@@ -57,27 +63,48 @@ for i = 1, settlements do
     a[at + 9], a[at + 10], a[at + 11])
   at = at + 12
 end
+for fn in pairs(freed) do unpark(fn) end
+for pool in pairs(pools_freed) do ring_if_bounded(pool) end
 
-local claims = {}
+local claims, gone, places = {}, {}, {}
 
--- Take one id: nil when its record is gone or it has expired (both are then out of every list).
+-- Places that a function has left under its max_concurrency: read once in a step, then kept up to date here.
+local function places_of(fn)
+  if not places[fn] then
+    local limit = limit_of(fn)
+    places[fn] = limit > 0 and limit - redis.call('SCARD', running_key(fn)) or math.huge
+  end
+  return places[fn]
+end
+
+-- Take one id: nil when its record is gone, it has expired or its function is full (it is then out of its lane).
 local function take(pool, prio, id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
-    'ttl', 'maxr', 'expires', 'token')
-  if not j[1] then
+    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress')
+  local fn = j[1]
+  if not fn or j[13] ~= 'pending' then
     count('orphans')
     return nil
   end
-  if tonumber(j[11]) > 0 and tonumber(j[11]) < now and j[12] == '0' then
-    local err = '{"type":"Expired","message":"the job waited longer than its expires_after"}'
-    over(id, 'failed', 'expired', '', err, 'null', dead_ttl)
+  if j[11] ~= '0' and j[12] == '0' then
+    redis.call('ZREM', K.expiring, id)
+    if tonumber(j[11]) < now then
+      expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})
+      gone[fn] = true
+      return nil
+    end
+  end
+  if places_of(fn) <= 0 then
+    park(id, fn, prio, j[14])
     return nil
   end
+  places[fn] = places[fn] - 1
   local token = redis.call('HINCRBY', key, 'token', 1)
   redis.call('HSET', key, 'state', 'processing', 'runner', runner, 'claimed', now)
-  redis.call('ZADD', K.leases, now + lease_ms, id)
-  return {id, token, j[1], j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10]}
+  if j[14] or j[15] then redis.call('HDEL', key, 'pseq', 'progress') end
+  lease_add(id, fn, pool, now + lease_ms)
+  return {id, token, fn, j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10]}
 end
 
 local function claim(pool, free)
@@ -88,14 +115,23 @@ local function claim(pool, free)
     waiting = waiting + left[prio]
   end
   if waiting == 0 then return end
+  local s = redis.call('HMGET', stride, 'v', 'high', 'normal', 'low', 'maxc', 'w:high', 'w:normal', 'w:low')
+  local limit = tonumber(s[5] or '') or 0
+  local room = limit > 0 and limit - redis.call('SCARD', busy_key(pool)) or math.huge
+  -- A pool that is full by its own limit is not rung for: whoever ends a job of it rings.
+  if room <= 0 then return end
+  free = math.min(free, room)
+  local taken = 0
   if free > 0 then
-    local s = redis.call('HMGET', stride, 'v', 'high', 'normal', 'low')
-    local v = tonumber(s[1] or '0')
-    local pass = {high = tonumber(s[2] or '0'), normal = tonumber(s[3] or '0'), low = tonumber(s[4] or '0')}
-    -- Expired ids and ids without a record cost a look and no slot; a bound keeps one step short, and the bell calls
-    -- for the next.
+    local v, pass, step = tonumber(s[1] or '0'), {}, {}
+    for i, prio in ipairs(ORDER) do
+      pass[prio] = tonumber(s[1 + i] or '0')
+      step[prio] = SCALE / (tonumber(s[5 + i] or '') or WEIGHTS[prio])
+    end
+    -- Expired ids, ids without a record and those that are set aside cost a look and no slot; a bound keeps one step
+    -- short, and the bell calls for the next.
     local looks = free + 500
-    while free > 0 and waiting > 0 and looks > 0 do
+    while taken < free and waiting > 0 and looks > 0 do
       looks = looks - 1
       local best = nil
       for _, prio in ipairs(ORDER) do
@@ -106,19 +142,20 @@ local function claim(pool, free)
       local c = take(pool, best, id)
       if c then
         claims[#claims + 1] = c
-        free = free - 1
+        taken = taken + 1
         v = pass[best]
-        pass[best] = pass[best] + STRIDE[best]
+        pass[best] = pass[best] + step[best]
       end
     end
     redis.call('HSET', stride, 'v', v, 'high', pass.high, 'normal', pass.normal, 'low', pass.low)
   end
-  if waiting > 0 then ring(pool) end
+  if waiting > 0 and taken < room then ring(pool) end
 end
 
 for _ = 1, pools do
   claim(ARGV[at], tonumber(ARGV[at + 1]))
   at = at + 2
 end
+for fn in pairs(gone) do unpark(fn) end
 
 return {now, next_due(), tonumber(redis.call('GET', K.rev) or '0'), settled, claims}

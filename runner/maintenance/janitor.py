@@ -1,4 +1,7 @@
-"""Keeps Redis and this host tidy: records whose time is over, containers of runners that are gone, the bundle cache."""
+"""Keeps Redis and this host tidy: records whose time is over, containers of runners that are gone, the bundle cache.
+
+It also audits the queue, some records in each round: what should not exist is put right, counted and told.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ log = logging.getLogger(__name__)
 
 _PERIOD_S = 30.0
 _BATCH = 1000
+#: In a round the audit looks at this many times as many records, or at all.
+_AUDIT_LOOKS = 10
+_AUDIT_COUNT = 500
 
 
 class Janitor(PeriodicService):
@@ -29,6 +35,8 @@ class Janitor(PeriodicService):
         self._queue = queue
         self._host = host
         self._bundles = bundles
+        #: Where the audit goes on.
+        self._cursor = 0
 
     def run_once(self) -> float | None:
         """One round; comes back at once when a batch was full."""
@@ -37,4 +45,15 @@ class Janitor(PeriodicService):
             self._host.sweep()
         except EngineUnavailable as e:
             log.warning("janitor: %s", e)
+        self._audit()
         return 0.0 if self._queue.sweep(_BATCH) >= _BATCH else None
+
+    def _audit(self) -> None:
+        for _ in range(_AUDIT_LOOKS):
+            audit = self._queue.audit(self._cursor, _AUDIT_COUNT)
+            self._cursor = audit.cursor
+            if audit.repaired:
+                kinds = " ".join(f"{kind}={n}" for kind, n in sorted(audit.repaired.items()))
+                log.warning("the queue held what should not exist; repaired %s", kinds)
+            if not audit.cursor:
+                return

@@ -1,4 +1,7 @@
-"""Moves due jobs (delayed ones and retries) from the schedule to their lanes, at the moment they are due."""
+"""Moves due jobs (delayed ones and retries) from the schedule to their lanes, at the moment they are due.
+
+On its way it fails jobs that waited longer than their ``expires_after``, within 5 s of that moment.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ from gevent.event import Event
 from bananas.queue import Queue
 from bananas.redis_client import BLOCK_S
 from runner.service import PeriodicService
+
+
+#: Each costs a search through its lane.
+_EXPIRE_BATCH = 100
 
 
 class Promoter(PeriodicService):
@@ -37,6 +44,8 @@ class Promoter(PeriodicService):
     def run_once(self) -> float | None:
         """Move what is due; returns seconds until the next."""
         self._wake_at_s = math.inf
+        while self._queue.expire(_EXPIRE_BATCH) >= _EXPIRE_BATCH:
+            pass
         moved, next_due_ms = self._queue.promote()
         while moved and next_due_ms == 0:
             moved, next_due_ms = self._queue.promote()

@@ -134,7 +134,7 @@ def test_a_full_queue_says_so(queue, registry, monkeypatch):
     monkeypatch.setattr("bananas.queue.LIMITS", errors_limit(2))
     for _ in range(2):
         queue.enqueue(NewJob("hello", b"1"))
-    with pytest.raises(errors.QueueFull, match="limit is 2"):
+    with pytest.raises(errors.QueueFull, match="has 2 jobs"):
         queue.enqueue(NewJob("hello", b"1"))
 
 

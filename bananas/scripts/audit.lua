@@ -1,0 +1,104 @@
+-- Look at some records and put right what should not exist: a live job that is in no place or in a wrong one, a record
+-- without its job, a place in running:/busy: without a lease. Nothing here is ever needed as long as only these scripts
+-- write; it heals what a restored backup, a half-lost data set or a hand has broken, and counts what it did.
+--
+-- KEYS     the fixed keys (see _lib.lua)
+-- ARGV     1 prefix, 2 1: look at running:<function> and busy:<pool> too, then ids of jobs
+-- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, running:<function>, busy:<pool>, functions, pools
+-- returns  {kind, how many, ...} of what was repaired
+local LONG_LANE = 1000
+local now = now_ms()
+local repaired = {}
+local function note(kind)
+  repaired[kind] = (repaired[kind] or 0) + 1
+  count('repaired:' .. kind)
+end
+
+-- A list is only searched when it is short, or when the job should have been served before the lane's head.
+local function is_missing_from_lane(lane, id, enqueued)
+  local n = redis.call('LLEN', lane)
+  if n > LONG_LANE then
+    local head = redis.call('HGET', job_key(redis.call('LINDEX', lane, 0)), 'enqueued')
+    if not head or tonumber(head) <= tonumber(enqueued) then return false end
+  end
+  return n == 0 or not redis.call('LPOS', lane, id)
+end
+
+local function requeue(id, pool, prio, kind)
+  redis.call('HSET', job_key(id), 'state', 'pending')
+  lane_push(pool, prio, id, true)
+  note(kind)
+end
+
+local unparked = {}
+local function look(id)
+  local key = job_key(id)
+  local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished')
+  local state, fn, pool, prio = j[1], j[2], j[3], j[4]
+  if not (state and fn and pool and prio and j[6] and j[7]) then
+    if redis.call('DEL', key) == 1 then note('fragment') end
+    return
+  end
+  local ended = state == 'completed' or state == 'cancelled' or state == 'failed'
+  if ended then
+    local finished = tonumber(j[8] or '') or now
+    if state == 'failed' and not redis.call('ZSCORE', K.dead, id) then
+      redis.call('ZADD', K.dead, finished, id)
+      note('dead')
+    elseif state ~= 'failed' and not redis.call('ZSCORE', K.done, id) then
+      redis.call('ZADD', K.done, finished + tonumber(j[7]), id)
+      note('done')
+    end
+  elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.done, id) > 0 then
+    note('stray')
+  end
+  if state == 'processing' then
+    if not redis.call('ZSCORE', K.leases, id) then
+      requeue(id, pool, prio, 'lease')
+    elseif redis.call('SADD', running_key(fn), id) + redis.call('SADD', busy_key(pool), id) > 0 then
+      note('running')
+    end
+  elseif lease_drop(id, fn, pool) then
+    note('stray')
+  end
+  if state == 'scheduled' and not redis.call('ZSCORE', K.schedule, id) then
+    schedule_push(pool, id, tonumber(j[5] or '') or now)
+    note('schedule')
+  elseif state ~= 'scheduled' and redis.call('ZREM', K.schedule, id) == 1 then
+    note('stray')
+  end
+  if state == 'parked' then
+    if not redis.call('ZSCORE', parked_key(fn), id) then
+      requeue(id, pool, prio, 'parked')
+    elseif not unparked[fn] then
+      unparked[fn] = true
+      unpark(fn)
+    end
+  elseif state == 'pending' and is_missing_from_lane(lane_key(pool, prio), id, j[6]) then
+    requeue(id, pool, prio, 'lane')
+  end
+end
+
+for i = 3, #ARGV do look(ARGV[i]) end
+
+-- Members of a derived set whose lease is gone would count against max_concurrency for ever.
+local function clean(set)
+  for _, id in ipairs(redis.call('SMEMBERS', set)) do
+    if not redis.call('ZSCORE', K.leases, id) then
+      redis.call('SREM', set, id)
+      note('running')
+    end
+  end
+end
+if ARGV[2] == '1' then
+  for _, fn in ipairs(redis.call('SMEMBERS', P .. 'functions')) do clean(running_key(fn)) end
+  for _, pool in ipairs(redis.call('HKEYS', P .. 'pools')) do clean(busy_key(pool)) end
+  clean(busy_key('default'))
+end
+
+local out = {}
+for kind, n in pairs(repaired) do
+  out[#out + 1] = kind
+  out[#out + 1] = n
+end
+return out

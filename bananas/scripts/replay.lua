@@ -1,0 +1,60 @@
+-- Put dead letters back into the queue: same id, same history, same pool and priority, a full set of tries.
+--
+-- The token stays, so that a report of an old attempt is still refused. The first goes at once and each further one
+-- `interval` later.
+--
+-- KEYS     the fixed keys (see _lib.lua)
+-- ARGV     1 prefix, 2 'current' (the function's version and settings of now) or 'same' (those of the failed attempts),
+--          3 ms between two jobs, 4 most queued jobs, 5 ms that an old version is kept for, 6 1 when there is a payload,
+--          7 payload, then ids
+-- derived  job:<id>, fn:<function>, version:<function>@<version>, lane:<pool>:<priority>, bell:<pool>, parked:<function>
+-- returns  {{'ok', state} | {'missing'} | {'not_dead', state} | {'unknown_function', function}
+--          | {'version_gone', function, version} | {'full', pool, queued} per id}
+local now = now_ms()
+local mode, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local function stamp(key, fn, ver)
+  local vkey = P .. 'version:' .. fn .. '@' .. ver
+  if mode == 'same' then
+    if redis.call('EXISTS', vkey) == 0 then return {'version_gone', fn, ver} end
+    if redis.call('PTTL', vkey) > 0 then redis.call('PEXPIRE', vkey, tonumber(ARGV[5])) end
+    return nil
+  end
+  local f = redis.call('HMGET', P .. 'fn:' .. fn, 'version', 'timeout', 'maxr', 'retry', 'ttl')
+  if not f[1] then return {'unknown_function', fn} end
+  redis.call('HSET', key, 'ver', f[1], 'timeout', f[2], 'maxr', f[3], 'retry', f[4], 'ttl', f[5])
+  return nil
+end
+
+local function replay(id, due)
+  local key = job_key(id)
+  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio')
+  if not j[1] then return {'missing'} end
+  if j[1] ~= 'failed' then return {'not_dead', j[1]} end
+  local queued = queued_in(j[4], j[2])
+  if queued >= limit then return {'full', j[4], queued} end
+  local refused = stamp(key, j[2], j[3])
+  if refused then return refused end
+  redis.call('ZREM', K.dead, id)
+  redis.call('PERSIST', key)
+  local state = due > now and 'scheduled' or 'pending'
+  redis.call('HSET', key, 'state', state, 'due', due, 'enqueued', due, 'failures', 0, 'losses', 0, 'starts', 0,
+    'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
+  redis.call('HDEL', key, 'progress', 'pseq')
+  if ARGV[6] == '1' then redis.call('HSET', key, 'payload', ARGV[7]) end
+  count('replayed')
+  if state == 'scheduled' then
+    schedule_push(j[4], id, due)
+  else
+    lane_push(j[4], j[5], id, false)
+  end
+  return {'ok', state}
+end
+
+local answers, due = {}, now
+for i = 8, #ARGV do
+  local answer = replay(ARGV[i], due)
+  if answer[1] == 'ok' then due = due + interval end
+  answers[#answers + 1] = answer
+end
+return answers
