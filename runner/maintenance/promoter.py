@@ -15,7 +15,6 @@ from bananas.queue import Queue
 from bananas.redis_client import BLOCK_S
 from runner.service import PeriodicService
 
-
 #: Each costs a search through its lane.
 _EXPIRE_BATCH = 100
 
