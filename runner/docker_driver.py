@@ -70,6 +70,11 @@ class Engine:
         self._cpus = float(info["NCPU"])
         #: Podman's Docker API answers this key, Docker does not.
         self._is_podman = "BuildahVersion" in info
+        if info.get("Rootless") and str(info.get("CgroupVersion")) == "1":
+            log.warning(
+                "Podman without root enforces no limits of memory, CPU and processes with cgroups of version 1; "
+                "run it as root, or boot with systemd.unified_cgroup_hierarchy=1"
+            )
 
     def create(
         self,

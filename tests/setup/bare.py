@@ -16,6 +16,9 @@ import docker
 import pytest
 
 from tests.setup.machines import (
+    DOCKER_STORE,
+    EXTRAS,
+    PODMAN_STORE,
     PREINSTALLED,
     REPOSITORY,
     USER_ID,
@@ -56,10 +59,12 @@ def image(engine: docker.DockerClient, run: Run, folder: Path) -> Iterator[Calla
         if tag in made:
             return tag
         if not extra:
-            build_root(suite, tag, folder)
+            build_root(engine, suite, tag, folder)
         else:
-            machine = Machine(engine, make(suite), folder / "preinstall", run.labels, with_engine=False)
-            machine.must(f"apt-get update && apt-get install -y --no-install-recommends {PREINSTALLED} sudo make")
+            machine = Machine(engine, make(suite), folder / "preinstall", run.labels, with_engine=False, init=False)
+            machine.must("apt-get update")
+            for packages in (PREINSTALLED, EXTRAS[extra]):
+                machine.must(f"DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {packages}")
             machine.commit(tag)
             machine.close()
         made.append(tag)
@@ -117,7 +122,7 @@ def test_without_an_engine_one_is_installed_started_and_stopped(
     suite: str, machine: MakeMachine, record_property
 ) -> None:
     """docker.io comes by apt; dockerd is started by hand, said to be left running, and ended by ``down``."""
-    bare = machine(suite, with_engine=False, nested=True)
+    bare = machine(suite, with_engine=False, nested=DOCKER_STORE)
     done = bare.sh("sh scripts/demo")
     assert done.status == 0, done.text
     note(record_property, f"{suite} with docker.io", done.took_s)
@@ -128,6 +133,86 @@ def test_without_an_engine_one_is_installed_started_and_stopped(
     bare.must("sh scripts/down")
     assert bare.sh(f"grep -qx dockerd /proc/{pid}/comm").status != 0
     assert "nothing to stop" in bare.must("sh scripts/down")
+
+
+def test_under_systemd_the_engine_is_a_service_that_is_started_and_stopped(
+    machine: MakeMachine, record_property
+) -> None:
+    """A booted Debian: docker.io is installed and started by systemctl, ended by ``down``, started again by a demo."""
+    bare = machine("bookworm+systemd", with_engine=False, nested=DOCKER_STORE, systemd=True)
+    done = bare.sh("sh scripts/setup")
+    assert done.status == 0, done.text
+    note(record_property, "systemd and docker.io", done.took_s)
+    for said in ("docker.io iptables; start the Docker Engine", "systemctl start docker", "make down stops it"):
+        assert said in done.text
+    assert bare.must("systemctl is-active docker").strip() == "active"
+    assert bare.sh("test -e .bananas/dockerd.pid").status == 1
+    again = bare.sh("sh scripts/setup")
+    assert (again.status, "start" in again.text) == (0, False), again.text
+
+    bare.must("sh scripts/down")
+    assert bare.sh("systemctl is-active docker docker.socket").text.split() == ["inactive", "inactive"]
+    assert "nothing to stop" in bare.must("sh scripts/down")
+
+    demo = bare.sh("sh scripts/demo")
+    assert demo.status == 0, demo.text
+    assert "on this system I am going to start the Docker Engine" in demo.text
+    bare.must("sh scripts/down && systemctl mask docker")
+    one_line(bare.sh("sh scripts/setup"), 14, "systemctl could not start docker", "journalctl -u docker")
+
+
+def test_the_demo_runs_on_podman(machine: MakeMachine, record_property) -> None:
+    """Podman's Docker API at its usual socket is used as it is: nothing to set, no Docker installed, nothing left."""
+    bare = machine("bookworm+podman", with_engine=False, nested=PODMAN_STORE)
+    bare.start_podman()
+    done = bare.sh("sh scripts/demo")
+    assert done.status == 0, done.text
+    note(record_property, bare.must("podman --version").strip(), done.took_s)
+    assert "using the engine at unix:///run/podman/podman.sock" in done.text
+    assert "docker.io" not in done.text
+    again = bare.sh("sh scripts/demo", DOCKER_HOST="unix:///run/podman/podman.sock")
+    assert again.status == 0, again.text
+    assert "is up to date" in again.text
+    assert bare.must("podman ps --all --quiet") == ""
+    assert "bananas/python:default" in bare.must("sh scripts/run .venv/bin/bananas images ls")
+
+
+def test_images_and_isolation_hold_on_podman(machine: MakeMachine) -> None:
+    """The tests of base images and of what a sandbox can reach and write pass there as they do on Docker."""
+    bare = machine("bookworm+podman", with_engine=False, nested=PODMAN_STORE)
+    # Where the machine below lacks a capability, no container starts with the limits that Podman gives by itself. Sandboxes
+    # bring their own; the other containers of these tests do not.
+    bare.must(
+        "mkdir -p /etc/containers/containers.conf.d && printf '[containers]\\ndefault_ulimits=%s\\n'"
+        """ '["nofile=1024:1024","nproc=9000:9000"]' >/etc/containers/containers.conf.d/limits.conf"""
+    )
+    bare.start_podman()
+    inside = "tests/e2e/test_isolation.py::test_from_inside_there_is_nothing_to_reach_or_write"
+    done = bare.sh(
+        f"sh scripts/run --dev .venv/bin/python -m pytest -q tests/integration/test_images.py {inside}"
+        " tests/contract/test_sandbox_contract.py",
+        CI="1",
+    )
+    assert done.status == 0, done.text
+    assert "skipped" not in done.text.splitlines()[-1]
+
+
+def test_the_demo_runs_on_podman_of_an_ordinary_user(machine: MakeMachine, record_property) -> None:
+    """No root anywhere; that such an engine enforces no limits with cgroups of version 1 is said."""
+    bare = machine("bookworm+podman", with_engine=False, nested=PODMAN_STORE)
+    bare.add_user()
+    # What Docker hides of /proc in this container would keep a user's namespace from having a /proc; a machine hides
+    # nothing.
+    bare.must("awk '$2 ~ \"^/proc/\" {print $2}' /proc/self/mounts | xargs -r -n 1 umount && mount --make-rshared /")
+    bare.start_podman("ada")
+    done = bare.sh("sh scripts/demo", user="ada")
+    assert done.status == 0, done.text
+    note(record_property, "rootless podman", done.took_s)
+    assert f"using the engine at unix:///run/user/{USER_ID}/podman/podman.sock" in done.text
+    version = bare.must("stat -f -c %T /sys/fs/cgroup").strip()
+    said = bare.sh("sh scripts/run .venv/bin/python -c 'from runner.docker_driver import Engine; Engine()'", user="ada")
+    assert said.status == 0, said.text
+    assert ("enforces no limits" in said.text) == (version != "cgroup2fs")
 
 
 def test_a_user_of_the_docker_group_gets_in_by_sg(machine: MakeMachine, record_property) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -20,6 +21,8 @@ from typing import Any
 import docker
 from docker.models.containers import Container
 
+from runner import images
+
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "bananas/bare"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -29,6 +32,16 @@ ROOT_S = 300
 COMMAND_S = 600
 #: What an administrator would have installed for an ordinary user.
 PREINSTALLED = "python3 python3-venv ca-certificates tzdata curl"
+#: Further packages of an image, by the word after its suite. Podman comes with what it recommends, as apt gives it to
+#: everybody; Debian's other runtime, crun, starts nothing on hosts with cgroups of version 1.
+EXTRAS = {
+    "python": "sudo make",
+    "systemd": "systemd-sysv dbus",
+    "podman": "--install-recommends podman runc",
+}
+#: Where the engines keep their images: a file system that can be overlaid has to be there.
+DOCKER_STORE, PODMAN_STORE = "/var/lib/docker", "/var/lib/containers"
+START_S = 60
 USER_ID = 1000
 #: A variable in this environment that pip reads and that means something on another machine as well.
 _PIP_VARIABLE = re.compile(r"PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|DEFAULT_TIMEOUT)")
@@ -50,17 +63,17 @@ def apt_options() -> list[Path]:
     return [path for path in sorted(Path("/etc/apt/apt.conf.d").glob("*")) if wanted.search(path.read_text())]
 
 
-def build_root(suite: str, tag: str, folder: Path) -> None:
+def build_root(client: docker.DockerClient, suite: str, tag: str, folder: Path) -> None:
     """Import a minimal root as ``tag``: dpkg, apt and what is essential, no Python, no curl, no certificates."""
-    if not shutil.which("mmdebstrap"):
-        subprocess.run(
-            ["apt-get", "install", "-y", "--no-install-recommends", "mmdebstrap"], check=True, timeout=ROOT_S
-        )
+    if not shutil.which("mmdebstrap") or not KEYRING.exists():
+        install = "apt-get update && apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring"
+        subprocess.run(["sh", "-c", install], check=True, timeout=ROOT_S)
     tar = folder / f"{suite}.tar"
     options = [f"--aptopt={line}" for path in apt_options() for line in path.read_text().splitlines() if line.strip()]
     command = ["mmdebstrap", "--variant=apt", f"--keyring={KEYRING}", *options, suite, str(tar)]
     subprocess.run([*command, f"deb {mirror()} {suite} main"], check=True, timeout=ROOT_S, capture_output=True)
-    subprocess.run(["docker", "import", str(tar), tag], check=True, timeout=ROOT_S, capture_output=True)
+    with tar.open("rb") as file:
+        images.import_tar(client, tag, file, [])
     tar.unlink()
 
 
@@ -84,13 +97,16 @@ class Machine:
         labels: dict[str, str],
         *,
         with_engine: bool = True,
-        nested: bool = False,
+        nested: str = "",
+        systemd: bool = False,
+        init: bool = True,
         network: str = "bridge",
         shares: Sequence[Path] = (),
     ) -> None:
-        """``with_engine`` lends it the host's engine; ``nested`` lets it run one of its own.
+        """``with_engine`` lends it the host's engine; ``nested`` lets it run one of its own, which stores there.
 
-        ``shares`` are further folders that it sees at their own paths.
+        ``systemd`` boots it (with ``nested`` only). ``init`` puts the engine's own init in, which leaves an empty file behind
+        when the machine is made an image. ``shares`` are further folders that it sees at their own paths.
         """
         self.checkout = checkout
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True, timeout=60)
@@ -109,14 +125,19 @@ class Machine:
             # Not ``privileged``: hosts that are machines in a sandbox themselves lack this one capability.
             options = {"cap_add": ["ALL"], "cap_drop": ["SYS_RESOURCE"]}
             options["security_opt"] = ["seccomp=unconfined", "apparmor=unconfined"]
-            # An engine needs a file system below its own that can be overlaid.
-            options["mounts"] = [docker.types.Mount("/var/lib/docker", None)]
+            options["mounts"] = [docker.types.Mount(nested, None)]
             binds["/sys/fs/cgroup"] = {"bind": "/sys/fs/cgroup", "mode": "rw"}
+        command = ["sleep", "infinity"]
+        if systemd:
+            command = ["/sbin/init"]
+            options |= {"environment": {"container": "docker"}, "tmpfs": {"/run": "mode=755", "/run/lock": ""}}
         self._container: Container = client.containers.create(
-            image, ["sleep", "infinity"], init=True, network_mode=network, labels=labels, volumes=binds, **options
+            image, command, init=init and not systemd, network_mode=network, labels=labels, volumes=binds, **options
         )
         try:
             self._container.start()
+            if systemd:
+                self.until("systemctl is-system-running 2>/dev/null | grep -qE 'running|degraded'")
         except BaseException:
             self.close()
             raise
@@ -135,11 +156,28 @@ class Machine:
         assert done.status == 0, done.text
         return done.text
 
+    def until(self, test: str) -> None:
+        """Return when the shell command ``test`` works, which has to be within START_S seconds."""
+        self.must(f"timeout {START_S} sh -c {shlex.quote(f'until {test}; do sleep 0.1; done')}")
+
+    def start_podman(self, user: str = "root") -> None:
+        """Start Podman's Docker API at its usual socket, of the machine or of this user; it ends with the machine."""
+        home = "/run" if user == "root" else f"/run/user/{USER_ID}"
+        self.must(f"mkdir -p {home}/podman && {{ [ {user} = root ] || chown -R {user}: {home}; }}")
+        # No systemd in here, so it has to be told who makes the groups of processes.
+        service = "podman --runtime runc --cgroup-manager cgroupfs system service --time=0"
+        address = f"unix://{home}/podman/podman.sock"
+        done = self.sh(f"setsid {service} {address} >/tmp/podman-{user}.log 2>&1 </dev/null & sleep 0", user=user)
+        assert done.status == 0, done.text
+        self.until(f"curl -fs -o /dev/null --unix-socket {home}/podman/podman.sock http://podman/_ping")
+
     def add_user(self, *groups: str) -> None:
-        """The user ada (1000), owner of the checkout, listed in these groups."""
-        # A bare root may have no useradd.
+        """The user ada (1000), owner of the checkout, listed in these groups, with an account that has not ended."""
+        # A bare root may have no useradd. Without a line in shadow, sudo takes the account for a locked one.
         self.must(
             f"echo ada:x:{USER_ID}:{USER_ID}::/home/ada:/bin/sh >>/etc/passwd && echo ada:x:{USER_ID}: >>/etc/group"
+            " && echo 'ada:*:20000:0:99999:7:::' >>/etc/shadow"
+            " && for file in subuid subgid; do echo ada:100000:65536 >>/etc/$file; done"
             f" && mkdir -p /home/ada && chown -R {USER_ID}:{USER_ID} /home/ada {self.checkout}"
         )
         for group in groups:
