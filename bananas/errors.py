@@ -11,13 +11,14 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     ├── RequestError           what a client sent is wrong
     │   ├── InvalidRequest · PayloadTooLarge · UnsupportedMedia · HostNotAllowed
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
-    │   └── JobFinished · JobNotDead · VersionGone
+    │   ├── JobFinished · JobNotDead · VersionGone
+    │   └── UnknownSecret · SecretInUse
     ├── Unavailable            try again later
-    │   ├── RedisUnavailable · QueueFull · NoLiveRunner
+    │   ├── RedisUnavailable · QueueFull · NoLiveRunner · SecretKeyMissing
     │   └── EngineUnavailable · GatewayUnreachable
     ├── SandboxError           the sandbox, not the function, went wrong
     │   ├── SandboxStartError · ProtocolError · SandboxDied
-    │   └── ImageMissing
+    │   └── ImageMissing · SecretUnavailable
     └── ApiError               the gateway answered a client with a problem
 """
 
@@ -135,6 +136,18 @@ class UnknownBundle(RequestError):
     code = "unknown-bundle"
 
 
+class UnknownSecret(RequestError):
+    """No secret of that name is set."""
+
+    code = "unknown-secret"
+
+
+class SecretInUse(RequestError):
+    """A deployed function needs the secret."""
+
+    code = "secret-in-use"
+
+
 class UnknownPool(RequestError):
     """The job may not run in that pool."""
 
@@ -166,6 +179,13 @@ class NoLiveRunner(Unavailable):
     code = "no-live-runner"
 
 
+class SecretKeyMissing(Unavailable):
+    """There is no key to seal secrets with."""
+
+    code = "no-secret-key"
+    retryable = False
+
+
 class EngineUnavailable(Unavailable):
     """The Docker Engine does not answer."""
 
@@ -195,6 +215,12 @@ class ImageMissing(SandboxError):
     """The runtime's image is not on this engine."""
 
     code = "image-missing"
+
+
+class SecretUnavailable(SandboxError):
+    """A secret that the function needs cannot be had."""
+
+    code = "secret-unavailable"
 
 
 class SandboxDied(SandboxError):

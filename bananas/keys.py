@@ -21,14 +21,15 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
-| ``inbox:<runner>`` | LIST | ``cancel <id> <token>`` or ``pools``, for one runner | 60 s after the last push |
+| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``, or ``pools``: settings changed | 60 s after the last push |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
 | ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while current; then 24 h |
 | ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; for ever once deployed |
 | ``pools`` | HASH | name → pool spec (JSON) | |
-| ``pools:rev`` | STRING | counts changes of ``pools`` | |
+| ``pools:rev`` | STRING | counts changes of ``pools`` and ``secrets`` | |
+| ``secrets`` | HASH | name → version, time and sealed value (MessagePack), see ``bananas.secrets`` | until removed |
 | ``runtimes`` | HASH | name → RuntimeInfo (JSON) | last published |
 | ``runners`` | HASH | id → RunnerInfo (JSON) | swept when not seen for 60 s |
 | ``instance`` | STRING | id of this installation | for ever |
@@ -63,6 +64,7 @@ COUNTERS: Final = PREFIX + "counters"
 FUNCTIONS: Final = PREFIX + "functions"
 POOLS: Final = PREFIX + "pools"
 POOLS_REV: Final = PREFIX + "pools:rev"
+SECRETS: Final = PREFIX + "secrets"
 RUNTIMES: Final = PREFIX + "runtimes"
 RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"

@@ -157,7 +157,7 @@ class Function(_Keys):
     """One function: where its code is and how it runs."""
 
     LATER = frozenset(
-        {"schedule", "secrets", "image", "contract", "min_warm", "single_use", "max_lifetime"}
+        {"schedule", "image", "contract", "min_warm", "single_use", "max_lifetime"}
         | {"calls_per_sandbox", "gpus", "egress", "network"}
     )
 
@@ -186,6 +186,10 @@ class Function(_Keys):
     env: Annotated[
         dict[Annotated[str, Key(kinds.ENV_NAME, bounds=kinds.ENV_NAME_BOUNDS)], Annotated[str, Key(kinds.ENV_VALUE)]],
         _fn("env", kinds.ENV, "Environment variables; values are text."),
+    ] = LEFT_OUT
+    secrets: Annotated[
+        list[Annotated[str, Key(kinds.SECRET_NAME, bounds=kinds.SECRET_NAME_BOUNDS)]],
+        _fn("secrets", kinds.SECRETS, "Names of secrets that its code finds as files in /run/secrets."),
     ] = LEFT_OUT
     result_ttl: Annotated[int, _fn("result_ttl_ms", kinds.TIME, "How long the record of a completed job is kept.")] = (
         LEFT_OUT

@@ -17,7 +17,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 import bananas
-from bananas.spec import EgressTarget, Name, RetrySpec
+from bananas.spec import EgressTarget, Name, RetrySpec, SecretName
 from bananas.units import parse_size_mb, parse_time_ms, show_time
 from bananas.yamlmap import Filled
 
@@ -273,6 +273,9 @@ TARGETS = _items(TARGET, TARGET_BOUNDS, "[smtp.example.com:587]")
 
 NAME_BOUNDS: Final = Bounds.among(Name)
 NAMES = _items(NAME, NAME_BOUNDS, "[email, gpu]")
+SECRET_NAME = text("a letter or _, then up to 62 letters, digits and _")
+SECRET_NAME_BOUNDS: Final = Bounds.among(SecretName)
+SECRETS = _items(SECRET_NAME, SECRET_NAME_BOUNDS, "[SMTP_PASSWORD]")
 ENV_NAME = text("letters, digits and _, and no digit first")
 ENV_NAME_BOUNDS: Final = Bounds(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 ENV_VALUE = Kind(_env_value, lambda _: {"type": "string"})

@@ -11,6 +11,8 @@ import hashlib
 import logging
 import time
 import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -45,6 +47,18 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def serves(self, pool: str) -> bool:
         """True when it takes jobs of that pool."""
         return not self.pools or pool in self.pools
+
+
+# Any: a pipeline of redis-py, whose annotations cannot say that it answers bytes.
+def push_config_change(pipe: Any, runners: Iterable[bytes]) -> None:
+    """Have runners read pools and secrets again: told at once, so that a new pool is served when its first job comes;
+    the revision that each step brings is the safety net.
+    """
+    pipe.incr(keys.POOLS_REV)
+    for runner in runners:
+        inbox = keys.inbox(runner.decode())
+        pipe.rpush(inbox, "pools")
+        pipe.pexpire(inbox, 60_000)
 
 
 class Registry:
@@ -104,6 +118,7 @@ class Registry:
                     raise errors.UnknownPool(
                         f"pool {pool!r} of function {name!r} does not exist; PUT /pools/{pool} first"
                     )
+            self._check_secrets(name, spec.secrets)
             record = Version(
                 function=name,
                 version=version,
@@ -114,6 +129,15 @@ class Registry:
             )
             self._switch(record)
         return record, True
+
+    def _check_secrets(self, name: str, wanted: Sequence[str]) -> None:
+        found = self._redis.hmget(keys.SECRETS, list(wanted)) if wanted else []
+        missing = [secret for secret, value in zip(wanted, found, strict=True) if value is None]
+        if missing:
+            raise errors.UnknownSecret(
+                f"function {name!r} needs secret {missing[0]!r}, which is not set; "
+                f"`bananas secret set {missing[0]}` first"
+            )
 
     def _switch(self, record: Version) -> None:
         spec = record.spec
@@ -198,12 +222,7 @@ class Registry:
             pipe.hset(keys.stride(name), mapping={"maxc": spec.max_concurrency or 0, **weights})
             # More of it may run from now on.
             pipe.zadd(keys.bell(name), {"ring": 0})
-            pipe.incr(keys.POOLS_REV)
-            # Told at once, so that a new pool is served when its first job comes; a step's revision is the safety net.
-            for runner in self._redis.hkeys(keys.RUNNERS):
-                inbox = keys.inbox(runner.decode())
-                pipe.rpush(inbox, "pools")
-                pipe.pexpire(inbox, 60_000)
+            push_config_change(pipe, self._redis.hkeys(keys.RUNNERS))
             pipe.execute()
         return True
 

@@ -65,6 +65,9 @@ class Limits:
     batch_bytes: int = 8 * MIB
     #: An idempotency or unique key.
     unique_key_chars: int = 200
+    #: One secret's value, and secrets of one function: together they fit into a sandbox's /run/secrets.
+    secret_bytes: int = 32 * KIB
+    secrets: int = 16
     #: A version that is not current any more stays this long, so that queued jobs keep theirs.
     old_version_s: int = 24 * 3600
     #: One frame of the shim protocol.
@@ -148,6 +151,9 @@ class Settings:
     parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
     #: The image of ``runtime: python``; empty means the local default.
     python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
+    #: Keys that seal secrets (see ``bananas.secrets``), the sealing one first; or a file that holds them.
+    secret_key: str = _setting("BANANAS_SECRET_KEY", _text, "", secret=True)
+    secret_key_file: str = _setting("BANANAS_SECRET_KEY_FILE", _text, "")
     log_level: str = _setting("BANANAS_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info")
 
     @classmethod

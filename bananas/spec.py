@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 
 from bananas import errors
+from bananas.settings import LIMITS
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -20,6 +21,8 @@ PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 _END = r"(?![\s\S])"
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}" + _END
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+SECRET_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}" + _END
+SecretName = Annotated[str, msgspec.Meta(pattern=SECRET_NAME_PATTERN)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}" + _END)]
 #: ``host:port``; the host is a DNS name or a literal IPv4 address.
 EgressTarget = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[0-9]{1,5}" + _END)]
@@ -69,6 +72,8 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     init_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
     retries: RetrySpec = msgspec.field(default_factory=RetrySpec)
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    #: Names of secrets (``bananas.secrets``) that its sandboxes find in /run/secrets.
+    secrets: Annotated[tuple[SecretName, ...], msgspec.Meta(max_length=LIMITS.secrets)] = ()
     #: How long the record of a completed job is kept; a failed one is kept for the dead letters' time.
     result_ttl_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] = 3_600_000
     #: Attempts of this function at once, over all runners; None means as many as there are places.

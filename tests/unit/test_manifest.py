@@ -338,7 +338,7 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
         ("env: {A: '${B-c}'}", "${B-c} is not a variable; write ${NAME} or ${NAME:-default}, or $$ for a dollar sign"),
         ('env: {A: "\\0"}', "holds a NUL character, which an environment variable cannot"),
         ("schedule: '@daily'", f"not supported by this release ({bananas.__version__}); remove the key"),
-        ("secrets: [A]", f"not supported by this release ({bananas.__version__}); remove the key"),
+        ("secrets: [1A]", "'1A' is not valid; write a letter or _, then up to 62 letters, digits and _"),
         ("egress: ['a:1']", f"not supported by this release ({bananas.__version__}); remove the key"),
         ("colour: red", "unknown key; known are runtime, path, handler, pool, "),
     ],
