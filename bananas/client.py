@@ -119,6 +119,21 @@ class Client:
         """Create or change a pool; ``{"name", "changed"}``."""
         return self._json("PUT", f"/pools/{_part(name)}", pool.encode())
 
+    # -- secrets ----------------------------------------------------------------------------------------------
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Every secret: ``{"name", "version", "updated_at", "functions"}``; never a value."""
+        return list(self._json("GET", "/secrets")["secrets"])
+
+    def put_secret(self, name: str, value: bytes) -> dict[str, Any]:
+        """Keep a value; ``{"name", "version", "changed"}``."""
+        raw = self._call("PUT", f"/secrets/{_part(name)}", value, media="application/octet-stream")
+        return _decode(raw) or {}
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a value; ApiError with the code ``secret-in-use`` while a deployed function needs it."""
+        self._call("DELETE", f"/secrets/{_part(name)}")
+
     # -- runners and bundles ----------------------------------------------------------------------------------
 
     def runtimes(self) -> dict[str, dict[str, Any]]:

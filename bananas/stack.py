@@ -27,6 +27,7 @@ from bananas.own_redis import OwnRedis
 from bananas.ports import check_port, free_port, taken
 from bananas.process import Program, describe
 from bananas.redis_client import safe_url
+from bananas.secrets import ensure_key_file
 from bananas.settings import Settings
 from bananas.supervise import Supervisor
 
@@ -89,6 +90,9 @@ class Stack:
             "BANANAS_STATE_DIR": str(self.state),
             "BANANAS_URL": self.url,
         }
+        self._seals = not (settings.secret_key or settings.secret_key_file)
+        if self._seals:
+            self._env["BANANAS_SECRET_KEY_FILE"] = str(self.state / "secret.key")
         grace_s = settings.grace_s
         if mode == "dev":
             self._env |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(self._mail_port)}
@@ -113,6 +117,8 @@ class Stack:
         try:
             with _sole_owner(self.state):
                 check_port(self.host, self.port)
+                if self._seals:
+                    ensure_key_file(self.state / "secret.key")
                 code = self.supervisor.run()
         finally:
             if self._loop is not None:

@@ -11,12 +11,14 @@ from bananas.health import Health
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from gateway import guard, listen, problems
 from gateway.invoke import Invoker
 from gateway.routes.functions import FunctionRoutes
 from gateway.routes.jobs import JobRoutes
 from gateway.routes.operate import OperateRoutes
+from gateway.routes.secrets import SecretRoutes
 from gateway.wait import Waiters
 
 
@@ -25,10 +27,13 @@ def from_env() -> Flask:
     settings = Settings.from_env()
     connections = Connections(settings.require_redis_url())
     queue = Queue(connections)
-    return create_app(settings, queue, Registry(connections), Waiters(queue), Health(connections))
+    secrets = Secrets(connections, SecretBox.from_settings(settings))
+    return create_app(settings, queue, Registry(connections), Waiters(queue), Health(connections), secrets)
 
 
-def create_app(settings: Settings, queue: Queue, registry: Registry, waiters: Waiters, health: Health) -> Flask:
+def create_app(
+    settings: Settings, queue: Queue, registry: Registry, waiters: Waiters, health: Health, secrets: Secrets
+) -> Flask:
     """All routes over the given parts; nothing global, so several apps can live in one process."""
     app = Flask("gateway", static_folder=None)
     # gunicorn's worker lets the waiters go when it stops.
@@ -40,6 +45,7 @@ def create_app(settings: Settings, queue: Queue, registry: Registry, waiters: Wa
     app.register_blueprint(JobRoutes(queue, waiters).blueprint())
     app.register_blueprint(FunctionRoutes(registry, Invoker(queue, registry, waiters)).blueprint())
     app.register_blueprint(OperateRoutes(queue, registry, health).blueprint())
+    app.register_blueprint(SecretRoutes(secrets, registry).blueprint())
     return app
 
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "functions": "operate",
     "pools": "operate",
     "runners": "operate",
+    "secret": "secrets",
     "validate": "manifests",
     "schema": "manifests",
     "gateway": "services",

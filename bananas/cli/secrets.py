@@ -29,9 +29,10 @@ def secret() -> None:
 @click.option("--from-file", type=click.Path(dir_okay=False, path_type=Path), help="Take the file's bytes as they are.")
 @output_option
 def put(name: str, from_file: Path | None, output: str) -> None:
-    """Set a secret; sandboxes started from now on get it, without a deploy.
+    """Set a secret; the next call of a function has it.
 
-    The value is asked for on a terminal, and else read from stdin, where one newline at the end does not count.
+    No deploy is needed. The value is asked for on a terminal, and else read from
+    stdin, where one newline at the end does not count.
 
     \b
     Example:
@@ -77,7 +78,8 @@ def ls(output: str) -> None:
     if output == "json":
         print_json(found)
         return
-    print_table(("NAME", "SET", "FUNCTIONS"), ((s["name"], ago(s["updated_at"]), ",".join(s["functions"])) for s in found))
+    rows = ((s["name"], ago(s["updated_at"]), ",".join(s["functions"])) for s in found)
+    print_table(("NAME", "SET", "FUNCTIONS"), rows)
 
 
 @secret.command("rm")

@@ -24,12 +24,12 @@ class SecretRoutes:
     def blueprint(self) -> Blueprint:
         """The routes, to be registered with the app."""
         routes = Blueprint("secrets", __name__)
-        routes.add_url_rule("/secrets", view_func=self.list, methods=["GET"])
+        routes.add_url_rule("/secrets", view_func=self.all, methods=["GET"])
         routes.add_url_rule("/secrets/<name>", view_func=self.put, methods=["PUT"])
         routes.add_url_rule("/secrets/<name>", view_func=self.remove, methods=["DELETE"])
         return routes
 
-    def list(self) -> Response:
+    def all(self) -> Response:
         """Names, when each was set, and which functions need it."""
         users = self._users()
         return json_answer({"secrets": [_public(info, users.get(info.name, [])) for info in self._secrets.list()]})

@@ -19,6 +19,7 @@ from bananas.job import Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from bananas.secrets import SecretBox, Secrets
 from bananas.settings import LIMITS, Settings
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
 from gateway.app import create_app
@@ -45,8 +46,10 @@ def app_client() -> Iterator[Callable[..., FlaskClient]]:
     def make(connections: Connections, **settings: Any) -> FlaskClient:
         queue = Queue(connections)
         made.append(Waiters(queue))
-        parts = (queue, Registry(connections), made[-1], health.Health(connections))
-        return create_app(Settings(**settings), *parts).test_client()
+        config = Settings(**settings)
+        secrets = Secrets(connections, SecretBox.from_settings(config))
+        parts = (queue, Registry(connections), made[-1], health.Health(connections), secrets)
+        return create_app(config, *parts).test_client()
 
     yield make
     for waiters in made:
@@ -202,7 +205,8 @@ def test_wait_without_a_wait(client, player):
 def test_too_many_waiters_are_turned_away_and_leave_no_job(connections, player):
     """A process waits for a bounded number of calls; the refusal comes before anything is queued."""
     queue = Queue(connections)
-    parts = (queue, Registry(connections), Waiters(queue, limit=0), health.Health(connections))
+    registry, secrets = Registry(connections), Secrets(connections, None)
+    parts = (queue, registry, Waiters(queue, limit=0), health.Health(connections), secrets)
     client = create_app(Settings(), *parts).test_client()
     job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
     assert_problem(client.get(f"/jobs/{job}?wait=5"), 503, "unavailable", "already wait")
