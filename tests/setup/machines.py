@@ -105,8 +105,8 @@ class Machine:
     ) -> None:
         """``with_engine`` lends it the host's engine; ``nested`` lets it run one of its own, which stores there.
 
-        ``systemd`` boots it (with ``nested`` only). ``init`` puts the engine's own init in, which leaves an empty file behind
-        when the machine is made an image. ``shares`` are further folders that it sees at their own paths.
+        ``systemd`` boots it (with ``nested`` only). ``init`` is the engine's own init, of which an image made from the
+        machine would keep an empty file. ``shares`` are further folders that it sees at their own paths.
         """
         self.checkout = checkout
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True, timeout=60)
@@ -159,6 +159,14 @@ class Machine:
     def until(self, test: str) -> None:
         """Return when the shell command ``test`` works, which has to be within START_S seconds."""
         self.must(f"timeout {START_S} sh -c {shlex.quote(f'until {test}; do sleep 0.1; done')}")
+
+    def unmask(self) -> None:
+        """Take away what Docker lays over /proc and /sys of a container, and a machine does not.
+
+        Under it a user's namespace may have no /proc of its own, and no network can be made.
+        """
+        masks = """awk '$2 ~ "^/(proc|sys/firmware)" && $2 != "/proc" {print $2}' /proc/self/mounts"""
+        self.must(f"{masks} | xargs -r -n 1 umount && mount --make-rshared /")
 
     def start_podman(self, user: str = "root") -> None:
         """Start Podman's Docker API at its usual socket, of the machine or of this user; it ends with the machine."""
