@@ -38,6 +38,14 @@ class SandboxProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """One secret's value, on its way into a sandbox. Equal when the version is."""
+
+    version: str
+    value: bytes = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Binding:
     """What turns a stem into the sandbox of one function version."""
 
@@ -48,6 +56,14 @@ class Binding:
     code: str
     deps: str | None
     env: dict[str, str] = field(default_factory=dict)
+    #: By name; the sandbox keeps them as files in memory.
+    secrets: dict[str, Secret] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What a bound sandbox must agree in to serve the binding; hashable."""
+        versions = sorted((name, secret.version) for name, secret in self.secrets.items())
+        return (self.function, self.version, *versions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bananas import errors, keys
+from bananas.protocols import Secret
 from bananas.redis_client import Connections
 from bananas.registry import push_config_change
 from bananas.settings import LIMITS, Settings
@@ -38,14 +38,6 @@ _KEY_ID_CHARS: Final = 16
 _HOW_TO_KEY: Final = (
     "`bananas secret new-key` makes one; give it to every gateway and runner as BANANAS_SECRET_KEY_FILE"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """One value, as a runner hands it to a sandbox. Equal when the version is."""
-
-    version: str
-    value: bytes = field(repr=False, compare=False)
 
 
 class SecretInfo(msgspec.Struct, frozen=True):

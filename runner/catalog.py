@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bananas.errors import ImageMissing
-from bananas.protocols import SandboxProfile
+from bananas.protocols import SandboxProfile, Secret
 from bananas.spec import PoolSpec, RuntimeInfo, Version
 from runner.pool import profile_of
 
@@ -24,10 +24,15 @@ class Catalog:
     """See the module."""
 
     def __init__(
-        self, fetch_version: Callable[[str, str], Version], discover: Callable[[], dict[str, RuntimeInfo]]
+        self,
+        fetch_version: Callable[[str, str], Version],
+        fetch_secrets: Callable[[Sequence[str]], dict[str, Secret]],
+        discover: Callable[[], dict[str, RuntimeInfo]],
     ) -> None:
-        """``fetch_version`` raises UnknownFunction; ``discover`` raises EngineUnavailable."""
+        """What each raises: UnknownFunction, SecretUnavailable, EngineUnavailable."""
         self._fetch_version = fetch_version
+        self._fetch_secrets = fetch_secrets
+        self._secrets: dict[str, Secret] = {}
         self._discover = discover
         self._versions: OrderedDict[tuple[str, str], Version] = OrderedDict()
         self.runtimes: dict[str, RuntimeInfo] = {}
@@ -43,6 +48,20 @@ class Catalog:
         if len(self._versions) > _MAX_VERSIONS:
             self._versions.popitem(last=False)
         return found
+
+    def secrets(self, version: Version) -> dict[str, Secret]:
+        """The secrets that the version needs; raises SecretUnavailable."""
+        wanted = version.spec.secrets
+        if missing := [name for name in wanted if name not in self._secrets]:
+            # Kept under the names that were asked for: a change that is told meanwhile empties the new dictionary.
+            known = self._secrets
+            known |= self._fetch_secrets(missing)
+            return {name: known[name] for name in wanted}
+        return {name: self._secrets[name] for name in wanted}
+
+    def forget_secrets(self) -> None:
+        """Some secret may have changed: read each again when it is needed next."""
+        self._secrets = {}
 
     def refresh_runtimes(self) -> None:
         """See which runtimes the engine can run now."""

@@ -25,15 +25,17 @@ from bananas.errors import (
     SandboxError,
 )
 from bananas.job import Attempt, Claim, Outcome, Settlement
-from bananas.protocols import Binding, CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
+from bananas.protocols import Binding, CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile, Secret
 from bananas.settings import LIMITS
 from bananas.spec import Version
+from runner.masking import Mask
 from runner.pool import SandboxPool, Slot
 
 log = logging.getLogger(__name__)
 
 GetVersion = Callable[[str, str], Version]
 GetProfile = Callable[[str, Version], SandboxProfile]
+GetSecrets = Callable[[Version], dict[str, Secret]]
 
 
 class LogBuffer:
@@ -65,6 +67,7 @@ class Running:
     lease_seen_s: float
     slot: Slot | None = None
     logs: LogBuffer = field(default_factory=LogBuffer)
+    mask: Mask = field(default_factory=lambda: Mask({}))
     #: Why it must end without a report; empty while it may go on.
     abandoned: str = ""
     #: True when it goes back to the queue because the runner shuts down.
@@ -93,10 +96,19 @@ class Running:
 class Executor:
     """Runs attempts, each in the greenlet of its caller."""
 
-    def __init__(self, runner: str, versions: GetVersion, profiles: GetProfile, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self,
+        runner: str,
+        versions: GetVersion,
+        profiles: GetProfile,
+        secrets: GetSecrets,
+        clock: Clock,
+        rng: Random,
+    ) -> None:
         self._runner = runner
         self._versions = versions
         self._profiles = profiles
+        self._secrets = secrets
         self._clock = clock
         self._rng = rng
 
@@ -115,9 +127,11 @@ class Executor:
             try:
                 version = self._versions(claim.function, claim.version)
                 profile = self._profiles(pool.name, version)
+                secrets = self._secrets(version)
+                running.mask = Mask(secrets)
             finally:
                 pool.unreserve()
-            reply = self._call(running, pool, version, profile, timings)
+            reply = self._call(running, pool, version, profile, secrets, timings)
             outcome, error = _outcome_of(reply)
         except HandlerLoadError as e:
             outcome, error = Outcome.ERROR, e.error
@@ -137,6 +151,7 @@ class Executor:
         elif running.abandoned and not running.handed_back:
             log.info("attempt ended unreported job=%s token=%d reason=%s", claim.id, claim.token, running.abandoned)
             return None
+        error = running.mask.error(error)
         if error is not None:
             where = str(error.get("traceback", "")).strip().split("\n")[-3:-1]
             log.info(
@@ -147,7 +162,13 @@ class Executor:
         return self._settlement(running, outcome, error, reply, timings)
 
     def _call(
-        self, running: Running, pool: SandboxPool, version: Version, profile: SandboxProfile, timings: dict[str, float]
+        self,
+        running: Running,
+        pool: SandboxPool,
+        version: Version,
+        profile: SandboxProfile,
+        secrets: dict[str, Secret],
+        timings: dict[str, float],
     ) -> CallReply:
         claim, spec = running.claim, version.spec
         binding = Binding(
@@ -157,6 +178,7 @@ class Executor:
             code=version.bundles.code,
             deps=version.bundles.deps,
             env=dict(spec.env),
+            secrets=secrets,
         )
         slot = running.slot = pool.acquire(profile, binding, spec.max_uses)
         timings["wait_sandbox_ms"] = slot.wait_ms
@@ -213,7 +235,7 @@ class Executor:
         reply: CallReply | None,
         timings: dict[str, float],
     ) -> Settlement:
-        claim, slot, logs = running.claim, running.slot, running.logs.text()
+        claim, slot, logs = running.claim, running.slot, running.mask.text(running.logs.text())
         retry_after = (error or {}).get("retry_after_s")
         decision = retry.decide(
             outcome, claim.retries, claim.failures, claim.starts, self._rng, retry_after_s=retry_after

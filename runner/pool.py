@@ -115,7 +115,7 @@ class SandboxPool:
         started; the pool is then as before.
         """
         began = time.monotonic()
-        key = (profile, binding.function, binding.version)
+        key = (profile, *binding.identity)
         for slot in [s for s in self._idle if s.key == key and s.sandbox is not None and not s.sandbox.is_alive]:
             self._end(slot, "died while idle")
         choice = placement.place(self._idle, len(self._slots), self.spec.concurrency, key)

@@ -7,6 +7,7 @@ once bound.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -89,7 +90,9 @@ class DockerSandbox:
             "log_bytes": LIMITS.log_bytes,
             "result_bytes": LIMITS.result_bytes,
         }
-        self._send(framing.INIT, 0, meta, b"")
+        # Apart from the rest, so that nothing which shows a frame's meta can show them.
+        secrets = {name: base64.b64encode(secret.value).decode() for name, secret in binding.secrets.items()}
+        self._send(framing.INIT, 0, meta, json.dumps(secrets).encode() if secrets else b"")
         frame = self._read_until(0, (framing.READY, framing.ERROR), began + timeout_s, on_log)
         if frame.kind == framing.ERROR:
             raise HandlerLoadError(_clean_error(frame.meta))

@@ -24,6 +24,7 @@ from bananas.health import Health
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
+from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from runner import images
 from runner.bundles import BundleCache
@@ -99,8 +100,11 @@ class Supervisor:
         bundles = BundleCache(host.cache, self._registry.get_bundle)
         self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels)
         self._gate = BoundedSemaphore(settings.parallel_creates)
-        self._catalog = Catalog(self._registry.version, lambda: images.discover(engine.client, settings.python_image))
-        executor = Executor(host.name, self._catalog.version, self._catalog.profile, self._clock, SystemRandom())
+        secrets = Secrets(self._connections, SecretBox.from_settings(settings))
+        catalog = self._catalog = Catalog(
+            self._registry.version, secrets.fetch, lambda: images.discover(engine.client, settings.python_image)
+        )
+        executor = Executor(host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom())
         self._promoter = Promoter(self._on_crash, self._queue)
         self._worker = Worker(
             self._on_crash,
@@ -168,6 +172,7 @@ class Supervisor:
     def _on_step(self, step: Step) -> None:
         self._promoter.hint(step.next_due_ms)
         if step.pools_rev != self._pools_rev:
+            self._catalog.forget_secrets()  # now: the claims of this step must have the new ones
             gevent.spawn(self._refresh_pools_quietly, step.pools_rev)
             self._pools_rev = step.pools_rev
 
@@ -179,6 +184,7 @@ class Supervisor:
             self._pools_rev = rev - 1
 
     def _refresh_pools(self) -> None:
+        self._catalog.forget_secrets()
         served = self._settings.pools
         for name, spec in self._registry.pools().items():
             if served and name not in served:

@@ -41,7 +41,12 @@ class Rig:
         self.pool = SandboxPool("default", SPEC, self.factory, BoundedSemaphore(2), ManualClock())
         self.in_flight = InFlight()
         executor = Executor(
-            "r", registry.version, lambda pool, _: profile_of(pool, SPEC, "i", "s"), ManualClock(), Random(0)
+            "r",
+            registry.version,
+            lambda pool, _: profile_of(pool, SPEC, "i", "s"),
+            lambda _: {},
+            ManualClock(),
+            Random(0),
         )
         self.worker = Worker(
             lambda role, e: self.crashes.append((role, e)),

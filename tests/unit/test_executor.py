@@ -81,7 +81,12 @@ def executor(handler: str) -> Executor:
         deployed_at_ms=0,
     )
     return Executor(
-        "r1", lambda *_: version, lambda *_: profile_of("default", SPEC, "img", "sha"), ManualClock(), Random(0)
+        "r1",
+        lambda *_: version,
+        lambda *_: profile_of("default", SPEC, "img", "sha"),
+        lambda _: {},
+        ManualClock(),
+        Random(0),
     )
 
 
@@ -158,7 +163,9 @@ def test_missing_bundle_is_a_start_failure_with_its_reason(pool):
     def gone(*_: str) -> Version:
         raise UnknownBundle("bundle abc is not in Redis; deploy the function again")
 
-    runner = Executor("r1", gone, lambda *_: profile_of("default", SPEC, "i", "s"), ManualClock(), Random(0))
+    runner = Executor(
+        "r1", gone, lambda *_: profile_of("default", SPEC, "i", "s"), lambda _: {}, ManualClock(), Random(0)
+    )
     settlement = attempt(runner, Running(claim(), 0.0), pool)
     assert settlement is not None
     assert settlement.attempt.outcome is Outcome.START
@@ -171,7 +178,9 @@ def test_a_defect_of_the_runner_costs_one_attempt_and_not_the_runner(pool, facto
     def surprise(*_: str) -> Version:
         raise ZeroDivisionError("unexpected")
 
-    runner = Executor("r1", surprise, lambda *_: profile_of("default", SPEC, "i", "s"), ManualClock(), Random(0))
+    runner = Executor(
+        "r1", surprise, lambda *_: profile_of("default", SPEC, "i", "s"), lambda _: {}, ManualClock(), Random(0)
+    )
     before = attempt(runner, Running(claim(), 0.0), pool)
     assert before is not None
     assert (before.attempt.outcome, before.attempt.error["type"]) == (Outcome.START, "InternalError")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bananas import errors
-from bananas.secrets import Secret, SecretBox, ensure_key_file, new_key
+from bananas.protocols import Secret
+from bananas.secrets import SecretBox, ensure_key_file, new_key
 from bananas.settings import Settings
 
 VALUE = b"hunter2-hunter2"

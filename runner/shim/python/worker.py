@@ -30,6 +30,7 @@ _HIGH_FD = 1000
 #: In a sandbox that runs out of memory the kernel shall end user code, not the keeper that reports it.
 _OOM_SCORE = b"500"
 _JSON_TYPES = "return dict, list, str, number, bool or None"
+SECRETS = "/run/secrets"
 _ASYNC = 0x80  # inspect.CO_COROUTINE, without importing inspect
 
 _encode_result = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
@@ -132,7 +133,7 @@ class Worker:
                 self._invoke(call_id, meta, body)
             elif kind == wire.INIT and not self._was_init:
                 self._was_init = True
-                self._init(meta)
+                self._init(meta, body)
             else:
                 self._refuse(kind, call_id)
 
@@ -145,7 +146,7 @@ class Worker:
             self._link.send(wire.ERROR, call_id, meta, b"")
         raise wire.ProtocolBreach(message)
 
-    def _init(self, meta: dict[str, Any]) -> None:
+    def _init(self, meta: dict[str, Any], secrets: bytes) -> None:
         began_s = time.perf_counter()
         self._logs.begin(0, int(meta["log_bytes"]))
         try:
@@ -154,6 +155,7 @@ class Worker:
             self._function, self._version = meta["function"], meta["version"]
             self._result_bytes = int(meta["result_bytes"])
             self._prepare(meta)
+            _keep_secrets(secrets)
             self._handler = _load(meta["handler"])
         except BaseException as e:  # noqa: BLE001 - loading runs user code, which may raise anything
             error = {"kind": "init", **_describe(e, "while it was loaded")}
@@ -231,6 +233,18 @@ class Worker:
                 "store large results elsewhere and return where they are",
             )
         return body
+
+
+def _keep_secrets(body: bytes) -> None:
+    """Secrets become files that only this user may read, on a file system in memory."""
+    if not body:
+        return
+    from base64 import b64decode
+
+    for name, text in json.loads(body).items():
+        file = os.open(os.path.join(SECRETS, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
+        with os.fdopen(file, "wb") as out:
+            out.write(b64decode(text))
 
 
 def _load(handler: str) -> Callable[[Any, Context], Any]:

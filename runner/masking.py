@@ -1,0 +1,45 @@
+"""Takes secrets out of what an attempt printed or raised, before it leaves the runner. Pure; called by the executor.
+
+A courtesy against accidents and no wall: code that has a secret can send it out in another form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from bananas.protocols import Secret
+
+_MASK: Final = b"***"
+#: A shorter value would be found in ordinary words.
+_SHORTEST: Final = 6
+
+
+class Mask:
+    """The values of one attempt's secrets."""
+
+    def __init__(self, secrets: Mapping[str, Secret]) -> None:
+        self._words = sorted(_words(secret.value for secret in secrets.values()), key=len, reverse=True)
+
+    def text(self, text: bytes) -> bytes:
+        """The text without the values."""
+        for word in self._words:
+            text = text.replace(word, _MASK)
+        return text
+
+    def error(self, error: dict[str, Any] | None) -> dict[str, Any] | None:
+        """An error without the values in its texts."""
+        if error is None or not self._words:
+            return error
+        return {key: self._told(value) for key, value in error.items()}
+
+    def _told(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return self.text(value.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+
+def _words(values: Iterable[bytes]) -> set[bytes]:
+    """Whole values, and the lines of those that have several."""
+    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    return {part for part in parts if len(part) >= _SHORTEST}
