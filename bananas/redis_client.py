@@ -35,7 +35,9 @@ BLOCK_S = 5.0
 _POOL_CONNECTIONS = 64
 #: How a server refuses for now: it cannot write to its disk or to enough replicas, or a script holds it. In an error
 #: of a script, Redis 6.2 has the word in the middle of the text.
-_NO_WRITES = re.compile(r"(?:^|: -)(?:MISCONF|NOREPLICAS|BUSY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b")
+_NO_WRITES = re.compile(
+    r"(?:^|: -)(?:MISCONF|NOREPLICAS|UNBLOCKED|READONLY|BUSY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b"
+)
 _REFUSALS = (
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
@@ -99,6 +101,7 @@ class Connections:
         """Raises ConfigError for a URL that is not valid."""
         self.url = url
         self._parsed = redis_url.parse(url)
+        self._parsed.check_files()
         self._finder = redis_nodes.finder_of(self._parsed)
         # One quiet repeat covers connections that died while idle in the pool. Every command sent through it
         # may safely run twice.

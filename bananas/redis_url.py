@@ -78,6 +78,16 @@ class RedisUrl:
                 text = text.replace(secret, "***")
         return text
 
+    def check_files(self) -> None:
+        """Raises ConfigError when a file that the options name cannot be read by this process."""
+        for name in _FILES:
+            path = self.options.get(name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise ConfigError(
+                    f"BANANAS_REDIS_URL={self.shown}: {name}={path!r} cannot be read by this process; put the PEM file "
+                    "there, or name another"
+                )
+
     def tls_arguments(self) -> dict[str, Any]:
         """What redis-py's TLS connections take."""
         found: dict[str, Any] = {name: self.options[name] for name in _TLS_OPTIONS if name in self.options}
@@ -182,10 +192,6 @@ def _options(kind: Kind, tls: bool, query: str) -> dict[str, str]:
 
 
 def _check_values(options: dict[str, str]) -> None:
-    for name in _FILES:
-        path = options.get(name)
-        if path is not None and not os.access(path, os.R_OK):
-            raise ValueError(f"{name}={path!r} cannot be read; it must be there for this process, in PEM format")
     if options.get("ssl_check_hostname", "true").lower() not in _FLAGS:
         raise ValueError("ssl_check_hostname must be true or false")
     if options.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):

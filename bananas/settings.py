@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from bananas import redis_url
 from bananas.errors import ConfigError
 
 KIB = 1024
@@ -81,6 +82,11 @@ def _text(raw: str) -> str:
     return raw
 
 
+def _redis_url(raw: str) -> str:
+    redis_url.parse(raw)
+    return raw
+
+
 def _seconds(low: float, high: float) -> Callable[[str], float]:
     def parse(raw: str) -> float:
         value = float(raw)
@@ -125,8 +131,9 @@ def _setting(env: str, parse: Callable[[str], Any], default: Any, *, secret: boo
 class Settings:
     """What an operator may set; the metadata of each field names its environment variable."""
 
-    #: redis://, rediss:// or unix:// URL. Empty: our own server (``bananas.embedded``). May hold a password.
-    redis_url: str = _setting("BANANAS_REDIS_URL", _text, "", secret=True)
+    #: What ``bananas.redis_url`` reads: a server, a socket, sentinels or a cluster. Empty: our own server
+    #: (``bananas.embedded``). May hold passwords.
+    redis_url: str = _setting("BANANAS_REDIS_URL", _redis_url, "", secret=True)
     #: Where ``bananas dev`` has its own Redis, on 127.0.0.1 and if nobody else is there; 0: on a Unix socket.
     redis_port: int = _setting("BANANAS_REDIS_PORT", _count(0, 65535), 6379)
     host: str = _setting("BANANAS_HOST", _text, "127.0.0.1")
@@ -190,12 +197,13 @@ class Settings:
         return Path(home) / "bananas"
 
     def require_redis_url(self) -> str:
-        """The URL of the Redis to use; raises ConfigError when none is set."""
+        """The URL of the Redis to use; raises ConfigError when none is set, or its certificates cannot be read."""
         if not self.redis_url:
             raise ConfigError(
                 "BANANAS_REDIS_URL is not set; set it to a running Redis such as redis://127.0.0.1:6379/0, or start "
                 "everything with `bananas up`, which brings its own"
             )
+        redis_url.parse(self.redis_url).check_files()
         return self.redis_url
 
     @property

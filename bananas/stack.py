@@ -70,7 +70,8 @@ class Stack:
         if mode == "dev" and not settings.state_dir:
             self.state = Path(".bananas").absolute()
         self.host, self.port = settings.host, settings.port
-        given = "" if _wants_own_redis(environ) else settings.redis_url
+        is_ours = _wants_own_redis(environ) or not settings.redis_url
+        given = "" if is_ours else settings.require_redis_url()
         self.supervisor = Supervisor(emit, self._on_ready)
         self._say = self.supervisor.say
         redis_port = settings.redis_port if mode == "dev" else 0
