@@ -7,6 +7,7 @@ Engine, mmdebstrap (installed when missing), a Debian mirror and a package index
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -178,7 +179,7 @@ def test_the_demo_runs_on_podman(machine: MakeMachine, record_property) -> None:
 
 
 def test_images_and_isolation_hold_on_podman(machine: MakeMachine) -> None:
-    """The tests of base images and of what a sandbox can reach and write pass there as they do on Docker."""
+    """Base images, the sandbox contract, what can be reached and what crashes: as on Docker, and no container is left."""
     bare = machine("bookworm+podman", with_engine=False, nested=PODMAN_STORE)
     bare.unmask()
     # Where the machine below lacks a capability, no container starts with the limits that Podman gives by itself.
@@ -188,13 +189,16 @@ def test_images_and_isolation_hold_on_podman(machine: MakeMachine) -> None:
         """ '["nofile=1024:1024","nproc=9000:9000"]' >/etc/containers/containers.conf.d/limits.conf"""
     )
     bare.start_podman()
-    inside = "tests/e2e/test_isolation.py::test_from_inside_there_is_nothing_to_reach_or_write"
-    done = bare.sh(
-        f"sh scripts/run --dev .venv/bin/python -m pytest -q tests/integration/test_images.py {inside}"
-        " tests/contract/test_sandbox_contract.py",
-        CI="1",
-    )
+    misbehaves = "tests/e2e/test_hostile.py::test_misbehaviour_has_a_clear_error_and_harms_nobody"
+    chosen = [
+        "tests/integration/test_images.py",
+        "tests/contract/test_sandbox_contract.py",
+        "tests/e2e/test_isolation.py::test_from_inside_there_is_nothing_to_reach_or_write",
+        *(f"{misbehaves}[{how}]" for how in ("exits", "hangs", "segfaults")),
+    ]
+    done = bare.sh(f"sh scripts/run --dev .venv/bin/python -m pytest -q {shlex.join(chosen)}", CI="1")
     assert done.status == 0, done.text
+    assert bare.must("podman ps --all --quiet") == ""
 
 
 def test_the_demo_runs_on_podman_of_an_ordinary_user(machine: MakeMachine, record_property) -> None:
