@@ -162,9 +162,13 @@ class DeadLetters:
         died, _, job_id = cursor.partition("-")
         if not died.isdecimal():
             raise errors.InvalidRequest(f"{cursor[:60]!r} is not a cursor; use the one of the last answer, or none")
-        client = self._connections.commands
-        rank = client.zrank(keys.DEAD, job_id)
-        return int(client.zcount(keys.DEAD, "-inf", f"({died}")) if rank is None else int(rank) + 1
+        pipe = self._connections.commands.pipeline(transaction=True)
+        pipe.zscore(keys.DEAD, job_id)
+        pipe.zrank(keys.DEAD, job_id)
+        pipe.zcount(keys.DEAD, "-inf", f"({died}")
+        score, rank, before = pipe.execute()
+        # One that was replayed and died again stands at the end now.
+        return int(rank) + 1 if score == float(died) else int(before)
 
     def _replayed(self, job_id: str, answer: list[Any]) -> JobState | errors.BananasError:
         match [part.decode() if isinstance(part, bytes) else part for part in answer]:

@@ -13,7 +13,8 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``schedule`` | ZSET | id → due (Unix ms): delayed jobs and retries | empties itself |
 | ``leases`` | ZSET | id → lease deadline (Unix ms) | empties itself |
 | ``running:<function>`` · ``busy:<pool>`` | SET | ids with a lease, for ``max_concurrency`` | empties itself |
-| ``parked:<function>`` | ZSET | id → order: jobs that wait for their function's ``max_concurrency`` | empties itself |
+| ``parked:<function>`` | ZSET | jobs that wait for their function's ``max_concurrency``, see below | empties itself |
+| ``called:<function>`` | ZSET | those of them that are back in their lanes and not claimed yet | empties itself |
 | ``park:seq`` | STRING | numbers the parked | for ever |
 | ``expiring`` | ZSET | id → by when (Unix ms) its first attempt must have begun | empties itself |
 | ``unique:<function>:<key>`` | STRING | the first job with that unique key | the job's life, at least 24 h |
@@ -37,7 +38,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
 losses starts runner claimed finished reason result error hist waiters uniq pseq progress`` and ``log:<token>`` per
 attempt that printed. ``state`` is one of the API's or ``parked``, which the API calls pending; ``pseq`` is its number
-there.
+there. Members of ``parked:`` and ``called:`` are ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.
 
@@ -97,6 +98,11 @@ def stride(pool: str) -> str:
 def parked(function: str) -> str:
     """ZSET of jobs that wait for their function's max_concurrency."""
     return f"{PREFIX}parked:{function}"
+
+
+def called(function: str) -> str:
+    """ZSET of those of them that are back in their lanes."""
+    return f"{PREFIX}called:{function}"
 
 
 def running(function: str) -> str:

@@ -10,10 +10,8 @@ local P = ARGV[1]
 local SCALE = 1008
 local WEIGHTS = {high = 16, normal = 4, low = 1}
 local ORDER = {'high', 'normal', 'low'}
--- Places in parked:<function>: jobs of one priority lie between two multiples of BAND, in the order of their numbers.
-local BAND = 4398046511104
 local RANK = {high = 0, normal = 1, low = 2}
--- Most jobs that one step out of parked:<function> moves.
+-- Most jobs of one lane that are called back out of parked:<function> and not taken yet.
 local UNPARK = 1000
 
 -- Unix time in ms by the server's clock, the only clock that decides anything.
@@ -25,6 +23,7 @@ end
 local function job_key(id) return P .. 'job:' .. id end
 local function lane_key(pool, prio) return P .. 'lane:' .. pool .. ':' .. prio end
 local function parked_key(fn) return P .. 'parked:' .. fn end
+local function called_key(fn) return P .. 'called:' .. fn end
 local function running_key(fn) return P .. 'running:' .. fn end
 local function busy_key(pool) return P .. 'busy:' .. pool end
 
@@ -78,40 +77,91 @@ local function lease_drop(id, fn, pool)
   return true
 end
 
--- Set a job aside whose function is at its max_concurrency. It keeps the number of its first time, so that jobs of one
--- priority stay in order however often they come back too early.
-local function park(id, fn, prio, number)
-  local n = tonumber(number) or redis.call('INCR', P .. 'park:seq')
-  redis.call('HSET', job_key(id), 'state', 'parked', 'pseq', n)
-  redis.call('ZADD', parked_key(fn), RANK[prio] * BAND + n, id)
+-- How parked:<function> and called:<function> name a job: both sort by this text alone, so the jobs of one lane lie
+-- together, in the order of their numbers.
+local function ticket(pool, prio, number, id)
+  return pool .. ':' .. RANK[prio] .. ':' .. string.format('%016.0f', tonumber(number)) .. ':' .. id
 end
 
--- Bring jobs of a function back to the heads of their lanes, as many of each priority as the function has room for: the
--- lanes' strides then choose among them, and who is too late is set aside again. To be called whenever a job of the
--- function stops running, or leaves its lane without running. Returns how many came back.
+-- Set a job aside whose function is at its max_concurrency. It keeps the number of its first time, so that the jobs of
+-- one lane stay in order however often they come back too early.
+local function park(id, fn, pool, prio, number)
+  local n = tonumber(number) or redis.call('INCR', P .. 'park:seq')
+  redis.call('HSET', job_key(id), 'state', 'parked', 'pseq', n)
+  redis.call('ZADD', parked_key(fn), 0, ticket(pool, prio, n, id))
+end
+
+-- Put a job that was called back into its lane: behind those of its function that were called before and have a smaller
+-- number, else at the head.
+local function call_back(fn, pool, prio, lane, name, id)
+  redis.call('HSET', job_key(id), 'state', 'pending')
+  local before = redis.call('ZREVRANGEBYLEX', called_key(fn), '(' .. name, '[' .. lane, 'LIMIT', 0, 1)
+  local pivot = before[1] and string.match(before[1], '^[^:]+:%d:%d+:(.*)$')
+  if pivot and redis.call('LINSERT', lane_key(pool, prio), 'AFTER', pivot, id) > 0 then
+    ring(pool)
+  else
+    lane_push(pool, prio, id, true)
+  end
+end
+
+-- Call jobs of one lane back, so that at most `room` of them are on their way. Returns how many.
+local function unpark_lane(fn, lane, past, room)
+  local key, called = parked_key(fn), called_key(fn)
+  room = room - redis.call('ZLEXCOUNT', called, '[' .. lane, past)
+  if room <= 0 then return 0 end
+  local names = redis.call('ZRANGEBYLEX', key, '[' .. lane, past, 'LIMIT', 0, room)
+  local moved = {}
+  for i = #names, 1, -1 do
+    redis.call('ZREM', key, names[i])
+    local id = string.match(names[i], '^[^:]+:%d:%d+:(.*)$')
+    local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio')
+    if j[1] == 'parked' then
+      call_back(fn, j[2], j[3], lane, names[i], id)
+      moved[#moved + 1] = names[i]
+    else
+      count('orphans')
+    end
+  end
+  for _, name in ipairs(moved) do redis.call('ZADD', called, 0, name) end
+  return #moved
+end
+
+-- Bring jobs of a function back to the heads of their lanes, in each lane as many as the function has room for: the
+-- lanes' strides then choose among them, no pool waits for another one, and who is too late is set aside again. To be
+-- called whenever a job of the function stops running, or leaves its lane without running. Returns how many came back.
 local function unpark(fn)
   local key = parked_key(fn)
-  if redis.call('EXISTS', key) == 0 then return 0 end
+  local first = redis.call('ZRANGE', key, 0, 0)
+  if not first[1] then return 0 end
   local limit = limit_of(fn)
   local room = limit > 0 and math.min(UNPARK, limit - redis.call('SCARD', running_key(fn))) or UNPARK
   if room <= 0 then return 0 end
   local moved = 0
-  for _, prio in ipairs(ORDER) do
-    local from = RANK[prio] * BAND
-    local ids = redis.call('ZRANGEBYSCORE', key, from, '(' .. string.format('%.0f', from + BAND), 'LIMIT', 0, room)
-    for i = #ids, 1, -1 do
-      redis.call('ZREM', key, ids[i])
-      local pool = redis.call('HGET', job_key(ids[i]), 'pool')
-      if pool then
-        redis.call('HSET', job_key(ids[i]), 'state', 'pending')
-        lane_push(pool, prio, ids[i], true)
-        moved = moved + 1
-      else
-        count('orphans')
-      end
-    end
+  while first[1] do
+    local lane = string.match(first[1], '^[^:]+:%d:')
+    local past = '(' .. string.sub(lane, 1, -2) .. ';' -- the character after ':'
+    moved = moved + unpark_lane(fn, lane, past, room)
+    first = redis.call('ZRANGEBYLEX', key, '[' .. string.sub(past, 2), '+', 'LIMIT', 0, 1)
   end
   return moved
+end
+
+-- Give jobs whose attempt ended without a result back to the heads of their lanes, in the order in which they had become
+-- runnable. One whose function has a max_concurrency goes before all that wait for the same place. `jobs`: {id, fn,
+-- pool, prio, enqueued}.
+local function give_back(jobs)
+  table.sort(jobs, function(a, b)
+    if a.enqueued ~= b.enqueued then return a.enqueued > b.enqueued end
+    return a.id > b.id
+  end)
+  for _, j in ipairs(jobs) do
+    redis.call('HSET', job_key(j.id), 'state', 'pending')
+    if limit_of(j.fn) > 0 then
+      redis.call('HSET', job_key(j.id), 'pseq', 0)
+      redis.call('ZADD', called_key(j.fn), 0, ticket(j.pool, j.prio, 0, j.id))
+    end
+    lane_push(j.pool, j.prio, j.id, true)
+  end
 end
 
 -- After leases of a pool ended: one that is bounded by its own max_concurrency has told no bell while it was full.
@@ -164,9 +214,19 @@ local function unique_end(key, id, state)
   local j = redis.call('HMGET', key, 'fn', 'uniq', 'ver', 'pool', 'timeout', 'created')
   local ukey = P .. 'unique:' .. j[1] .. ':' .. j[2]
   local first = redis.call('GET', ukey)
-  if first and string.sub(first, 1, #id) == id then
+  if first and string.sub(first, 1, #id + 1) == id .. '\n' then
     redis.call('SET', ukey, unique_value(id, j[3], state, j[4], j[5]))
     redis.call('PEXPIREAT', ukey, tonumber(j[6]) + UNIQUE_MS)
+  end
+end
+
+-- A job that lives again stands for its key again, unless another one does by now.
+local function unique_again(key, id, state)
+  local j = redis.call('HMGET', key, 'fn', 'uniq', 'ver', 'pool', 'timeout')
+  local ukey = P .. 'unique:' .. j[1] .. ':' .. j[2]
+  local first = redis.call('GET', ukey)
+  if not first or string.sub(first, 1, #id + 1) == id .. '\n' then
+    redis.call('SET', ukey, unique_value(id, j[3], state, j[4], j[5]))
   end
 end
 
@@ -188,14 +248,15 @@ local function finish(id, o)
   if extra[2] and extra[2] ~= '' then unique_end(key, id, o.state) end
 end
 
--- Take a job that waits (pending, scheduled or parked) out of its place.
-local function unqueue(id, state, fn, pool, prio)
-  if state == 'pending' then
-    redis.call('LREM', lane_key(pool, prio), 1, id)
-  elseif state == 'scheduled' then
+-- Take a job that waits (pending, scheduled or parked) out of its place. `number`: its pseq, if it has one.
+local function unqueue(id, state, fn, pool, prio, number)
+  if state == 'scheduled' then
     redis.call('ZREM', K.schedule, id)
+  elseif state == 'parked' then
+    redis.call('ZREM', parked_key(fn), ticket(pool, prio, number, id))
   else
-    redis.call('ZREM', parked_key(fn), id)
+    redis.call('LREM', lane_key(pool, prio), 1, id)
+    if number then redis.call('ZREM', called_key(fn), ticket(pool, prio, number, id)) end
   end
 end
 
@@ -259,6 +320,10 @@ local function create(j)
   redis.call('HSET', key, 'fn', j.fn, 'ver', f[1], 'pool', pool, 'prio', prio, 'state', state, 'payload', j.payload,
     'created', now, 'enqueued', math.max(now, due), 'due', due, 'timeout', timeout, 'maxr', maxr, 'retry', f[6],
     'ttl', f[7], 'expires', expires, 'token', 0, 'failures', 0, 'losses', 0, 'starts', 0, 'waiters', j.reply)
+  -- A record of this id that ended by its own time may still be in the janitor's books. Not before the first write: the
+  -- one that a full Redis judges the script by.
+  redis.call('ZREM', K.done, j.id)
+  redis.call('ZREM', K.dead, j.id)
   if ukey then
     redis.call('HSET', key, 'uniq', j.uniq)
     redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))

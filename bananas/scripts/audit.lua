@@ -3,8 +3,9 @@
 -- write; it heals what a restored backup, a half-lost data set or a hand has broken, and counts what it did.
 --
 -- KEYS     the fixed keys (see _lib.lua)
--- ARGV     1 prefix, 2 1: look at running:<function> and busy:<pool> too, then ids of jobs
--- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, running:<function>, busy:<pool>, functions, pools
+-- ARGV     1 prefix, 2 1: look at running:<function>, called:<function> and busy:<pool> too, then ids of jobs
+-- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
+--          functions, pools
 -- returns  {kind, how many, ...} of what was repaired
 local LONG_LANE = 1000
 local now = now_ms()
@@ -30,10 +31,35 @@ local function requeue(id, pool, prio, kind)
   note(kind)
 end
 
+-- Members of a derived set whose lease is gone would count against max_concurrency for ever.
+local function clean(set)
+  local gone = 0
+  for _, id in ipairs(redis.call('SMEMBERS', set)) do
+    if not redis.call('ZSCORE', K.leases, id) then
+      redis.call('SREM', set, id)
+      note('running')
+      gone = gone + 1
+    end
+  end
+  return gone
+end
+
+-- So would jobs that were called back and are no longer on their way.
+local function clean_called(fn)
+  for _, name in ipairs(redis.call('ZRANGE', called_key(fn), 0, -1)) do
+    local id = string.match(name, '^[^:]+:%d:%d+:(.*)$')
+    local j = redis.call('HMGET', job_key(id or ''), 'state', 'pool', 'prio', 'pseq')
+    if j[1] ~= 'pending' or not j[4] or ticket(j[2], j[3], j[4], id) ~= name then
+      redis.call('ZREM', called_key(fn), name)
+      note('called')
+    end
+  end
+end
+
 local unparked = {}
 local function look(id)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished')
+  local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq')
   local state, fn, pool, prio = j[1], j[2], j[3], j[4]
   if not (state and fn and pool and prio and j[6] and j[7]) then
     if redis.call('DEL', key) == 1 then note('fragment') end
@@ -68,7 +94,8 @@ local function look(id)
     note('stray')
   end
   if state == 'parked' then
-    if not redis.call('ZSCORE', parked_key(fn), id) then
+    if not j[9] or not redis.call('ZSCORE', parked_key(fn), ticket(pool, prio, j[9], id)) then
+      redis.call('HDEL', key, 'pseq')
       requeue(id, pool, prio, 'parked')
     elseif not unparked[fn] then
       unparked[fn] = true
@@ -79,22 +106,19 @@ local function look(id)
   end
 end
 
-for i = 3, #ARGV do look(ARGV[i]) end
-
--- Members of a derived set whose lease is gone would count against max_concurrency for ever.
-local function clean(set)
-  for _, id in ipairs(redis.call('SMEMBERS', set)) do
-    if not redis.call('ZSCORE', K.leases, id) then
-      redis.call('SREM', set, id)
-      note('running')
-    end
+if ARGV[2] == '1' then
+  for _, fn in ipairs(redis.call('SMEMBERS', P .. 'functions')) do
+    clean(running_key(fn))
+    clean_called(fn)
+    unpark(fn)
+  end
+  local pools = redis.call('HKEYS', P .. 'pools')
+  pools[#pools + 1] = 'default'
+  for _, pool in ipairs(pools) do
+    if clean(busy_key(pool)) > 0 then ring_if_bounded(pool) end
   end
 end
-if ARGV[2] == '1' then
-  for _, fn in ipairs(redis.call('SMEMBERS', P .. 'functions')) do clean(running_key(fn)) end
-  for _, pool in ipairs(redis.call('HKEYS', P .. 'pools')) do clean(busy_key(pool)) end
-  clean(busy_key('default'))
-end
+for i = 3, #ARGV do look(ARGV[i]) end
 
 local out = {}
 for kind, n in pairs(repaired) do

@@ -3,15 +3,15 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 id, 3 reply list length
--- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, running:<function>, busy:<pool>, reply lists,
---          inbox:<runner> LIST
+-- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
+--          reply lists, inbox:<runner> LIST
 -- returns  {'cancelled'} | {'over', state} | {'missing'}
 local id = ARGV[2]
-local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio', 'runner', 'token', 'ttl', 'fn', 'expires')
+local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio', 'runner', 'token', 'ttl', 'fn', 'expires', 'pseq')
 local state, pool, fn = j[1], j[2], j[7]
 if not state then return {'missing'} end
 if state == 'pending' or state == 'scheduled' or state == 'parked' then
-  unqueue(id, state, fn, pool, j[3])
+  unqueue(id, state, fn, pool, j[3], j[9])
 elseif state == 'processing' then
   lease_drop(id, fn, pool)
   ring_if_bounded(pool)

@@ -4,7 +4,7 @@
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 most jobs to look at, 3 push bytes, 4 reply list length, 5 dead letter ttl ms,
 --          6 only this id, or ''
--- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, reply lists
+-- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, reply lists
 -- returns  jobs looked at
 local now = now_ms()
 local ids
@@ -16,10 +16,10 @@ else
 end
 for _, id in ipairs(ids) do
   redis.call('ZREM', K.expiring, id)
-  local j = redis.call('HMGET', job_key(id), 'state', 'fn', 'pool', 'prio', 'token')
+  local j = redis.call('HMGET', job_key(id), 'state', 'fn', 'pool', 'prio', 'token', 'pseq')
   local waits = j[1] == 'pending' or j[1] == 'scheduled' or j[1] == 'parked'
   if waits and j[5] == '0' then
-    unqueue(id, j[1], j[2], j[3], j[4])
+    unqueue(id, j[1], j[2], j[3], j[4], j[6])
     expire(id, {now = now, ttl = tonumber(ARGV[5]), push_bytes = tonumber(ARGV[3]), reply_list = tonumber(ARGV[4])})
     unpark(j[2])
   end

@@ -5,13 +5,13 @@
 -- ARGV     1 prefix, 2 most jobs to take, 3 losses until poisoned, 4 push bytes, 5 reply list length, 6 history lines,
 --          7 dead letter ttl ms
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, running:<function>, busy:<pool>,
---          parked:<function>, reply lists
+--          parked:<function>, called:<function>, reply lists
 -- returns  {returned, poisoned}
 local now = now_ms()
-local returned, poisoned = 0, 0
+local poisoned, backs, pools, fns = 0, {}, {}, {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'fn', 'pool', 'prio', 'token', 'runner', 'claimed')
+  local j = redis.call('HMGET', key, 'fn', 'pool', 'prio', 'token', 'runner', 'claimed', 'enqueued')
   if j[1] then
     lease_drop(id, j[1], j[2])
     local losses = redis.call('HINCRBY', key, 'losses', 1)
@@ -26,15 +26,18 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 
       finish(id, {now = now, state = 'failed', reason = 'poisoned', result = '', error = err, attempt = attempt,
         ttl = tonumber(ARGV[7]), push_bytes = tonumber(ARGV[4]), reply_list = tonumber(ARGV[5])})
     else
-      returned = returned + 1
-      redis.call('HSET', key, 'state', 'pending', 'enqueued', now)
-      lane_push(j[2], j[3], id, true)
+      backs[#backs + 1] = {id = id, fn = j[1], pool = j[2], prio = j[3], enqueued = tonumber(j[7])}
+      redis.call('HSET', key, 'enqueued', now)
     end
-    ring_if_bounded(j[2])
-    unpark(j[1])
+    pools[#pools + 1], fns[#fns + 1] = j[2], j[1]
   else
     redis.call('ZREM', K.leases, id)
     count('orphans')
   end
 end
-return {returned, poisoned}
+give_back(backs)
+for i, fn in ipairs(fns) do
+  unpark(fn)
+  ring_if_bounded(pools[i])
+end
+return {#backs, poisoned}

@@ -8,6 +8,7 @@
 --          3 ms between two jobs, 4 most queued jobs, 5 ms that an old version is kept for, 6 1 when there is a payload,
 --          7 payload, then ids
 -- derived  job:<id>, fn:<function>, version:<function>@<version>, lane:<pool>:<priority>, bell:<pool>, parked:<function>
+--          (read), unique:<function>:<key>
 -- returns  {{'ok', state} | {'missing'} | {'not_dead', state} | {'unknown_function', function}
 --          | {'version_gone', function, version} | {'full', pool, queued} per id}
 local now = now_ms()
@@ -28,7 +29,7 @@ end
 
 local function replay(id, due)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio')
+  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio', 'uniq')
   if not j[1] then return {'missing'} end
   if j[1] ~= 'failed' then return {'not_dead', j[1]} end
   local queued = queued_in(j[4], j[2])
@@ -41,6 +42,7 @@ local function replay(id, due)
   redis.call('HSET', key, 'state', state, 'due', due, 'enqueued', due, 'failures', 0, 'losses', 0, 'starts', 0,
     'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
   redis.call('HDEL', key, 'progress', 'pseq')
+  if j[6] and j[6] ~= '' then unique_again(key, id, state) end
   if ARGV[6] == '1' then redis.call('HSET', key, 'payload', ARGV[7]) end
   count('replayed')
   if state == 'scheduled' then

@@ -11,7 +11,7 @@
 --          action (complete|retry|dead|back), delay ms, outcome, reason, result, error (JSON), attempt (JSON), logs,
 --          duration bucket ('' = none), run ms; then 2 values per pool: name, free slots (0 = only ring again)
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
---          busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
+--          called:<function>, busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
 -- returns  {now, next due or -1, revision of the pools, {1|0 per settlement}, {claim...}}; a claim is {id, token,
 --          function, version, pool, priority, payload, timeout ms, retry (JSON), failures, starts, enqueued, ttl, maxr}
 local runner, lease_ms = ARGV[2], tonumber(ARGV[3])
@@ -25,13 +25,22 @@ local function over(id, state, reason, result, err, attempt, ttl)
     push_bytes = push_bytes, reply_list = reply_list})
 end
 
-local freed, pools_freed = {}, {}
+local backs, pools_freed = {}, {}
+-- Functions that got room, each once, in the order of the settlements.
+local freed = {}
+local function free_up(fn)
+  if not freed[fn] then
+    freed[fn] = true
+    freed[#freed + 1] = fn
+  end
+end
 
 local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl')
+  local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued')
   if j[1] ~= token or not lease_drop(id, j[2], j[3]) then return 0 end
-  freed[j[2]], pools_freed[j[3]] = true, true
+  free_up(j[2])
+  pools_freed[j[3]] = true
   remember(key, attempt, logs, keep)
   count('outcome:' .. j[2] .. ':' .. outcome)
   if bucket ~= '' then
@@ -50,8 +59,7 @@ local function settle(id, token, action, delay, outcome, reason, result, err, at
     schedule_push(j[3], id, due)
     count('retries')
   else -- back: as if it had never been claimed, but for the token
-    redis.call('HSET', key, 'state', 'pending')
-    lane_push(j[3], j[4], id, true)
+    backs[#backs + 1] = {id = id, fn = j[2], pool = j[3], prio = j[4], enqueued = tonumber(j[6])}
   end
   return 1
 end
@@ -63,10 +71,12 @@ for i = 1, settlements do
     a[at + 9], a[at + 10], a[at + 11])
   at = at + 12
 end
-for fn in pairs(freed) do unpark(fn) end
+give_back(backs)
+for _, fn in ipairs(freed) do unpark(fn) end
+freed = {}
 for pool in pairs(pools_freed) do ring_if_bounded(pool) end
 
-local claims, gone, places = {}, {}, {}
+local claims, places = {}, {}
 
 -- Places that a function has left under its max_concurrency: read once in a step, then kept up to date here.
 local function places_of(fn)
@@ -87,18 +97,19 @@ local function take(pool, prio, id)
     count('orphans')
     return nil
   end
-  if j[11] ~= '0' and j[12] == '0' then
+  if j[14] then redis.call('ZREM', called_key(fn), ticket(pool, prio, j[14], id)) end
+  local may_expire = j[11] ~= '0' and j[12] == '0'
+  if may_expire and tonumber(j[11]) <= now then
     redis.call('ZREM', K.expiring, id)
-    if tonumber(j[11]) < now then
-      expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})
-      gone[fn] = true
-      return nil
-    end
-  end
-  if places_of(fn) <= 0 then
-    park(id, fn, prio, j[14])
+    expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})
+    free_up(fn)
     return nil
   end
+  if places_of(fn) <= 0 then
+    park(id, fn, pool, prio, j[14])
+    return nil
+  end
+  if may_expire then redis.call('ZREM', K.expiring, id) end
   places[fn] = places[fn] - 1
   local token = redis.call('HINCRBY', key, 'token', 1)
   redis.call('HSET', key, 'state', 'processing', 'runner', runner, 'claimed', now)
@@ -156,6 +167,6 @@ for _ = 1, pools do
   claim(ARGV[at], tonumber(ARGV[at + 1]))
   at = at + 2
 end
-for fn in pairs(gone) do unpark(fn) end
+for _, fn in ipairs(freed) do unpark(fn) end
 
 return {now, next_due(), tonumber(redis.call('GET', K.rev) or '0'), settled, claims}

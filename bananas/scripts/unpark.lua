@@ -2,7 +2,8 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, then functions
--- derived  fn:<function> (read), parked:<function>, running:<function>, job:<id>, lane:<pool>:<priority>, bell:<pool>
+-- derived  fn:<function> (read), parked:<function>, called:<function>, running:<function>, job:<id>,
+--          lane:<pool>:<priority>, bell:<pool>
 -- returns  jobs that came back
 local moved = 0
 for i = 2, #ARGV do moved = moved + unpark(ARGV[i]) end
