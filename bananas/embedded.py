@@ -32,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -113,7 +114,7 @@ class EmbeddedRedis:
     def url(self) -> str:
         """For BANANAS_REDIS_URL; raises ConfigError before the first start when the port is not known yet."""
         if self.unix_socket:
-            return f"unix://{self.unix_socket}"
+            return f"unix://{quote(str(self.unix_socket))}"
         if not self._port:
             raise ConfigError(f"the server of {self.data_dir} has no port before its first start")
         return f"redis://127.0.0.1:{self._port}/0"
