@@ -179,7 +179,7 @@ def test_the_demo_runs_on_podman(machine: MakeMachine, record_property) -> None:
 
 
 def test_images_and_isolation_hold_on_podman(machine: MakeMachine) -> None:
-    """Base images, the sandbox contract, what can be reached and what crashes: as on Docker, and no container is left."""
+    """Base images, the sandbox contract, what can be reached, what crashes: as on Docker, and no container is left."""
     bare = machine("bookworm+podman", with_engine=False, nested=PODMAN_STORE)
     bare.unmask()
     # Where the machine below lacks a capability, no container starts with the limits that Podman gives by itself.
