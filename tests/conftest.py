@@ -32,7 +32,8 @@ REDIS_START_S = 30
 
 # How fast a shared machine makes examples says nothing about the code.
 settings.register_profile("bananas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("bananas")
+settings.register_profile("long", settings.get_profile("bananas"), max_examples=5000)
+settings.load_profile(os.environ.get("BANANAS_HYPOTHESIS") or "bananas")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

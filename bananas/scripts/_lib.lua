@@ -104,12 +104,15 @@ local function call_back(fn, pool, prio, lane, name, id)
   end
 end
 
--- Call jobs of one lane back, so that at most `room` of them are on their way. Returns how many.
+-- Call jobs of one lane back, so that the first `room` of all that have a number are on their way. Returns how many.
 local function unpark_lane(fn, lane, past, room)
   local key, called = parked_key(fn), called_key(fn)
-  room = room - redis.call('ZLEXCOUNT', called, '[' .. lane, past)
-  if room <= 0 then return 0 end
   local names = redis.call('ZRANGEBYLEX', key, '[' .. lane, past, 'LIMIT', 0, room)
+  if redis.call('EXISTS', called) == 1 then
+    local n = 0
+    while n < #names and n + redis.call('ZLEXCOUNT', called, '[' .. lane, '(' .. names[n + 1]) < room do n = n + 1 end
+    for i = #names, n + 1, -1 do names[i] = nil end
+  end
   local moved = {}
   for i = #names, 1, -1 do
     redis.call('ZREM', key, names[i])
