@@ -1,9 +1,10 @@
 """Which server takes our writes right now, asked of sentinels or of a cluster's nodes; and connections that go there.
 
 A *finder* asks its nodes in turn, the one that last knew first. A *connection* asks its finder whenever it opens a
-socket, and closes the one it has when another connection has found another server, or when its server says that it
-does not own the data any more. So after a failover every command fails or reaches the new server, and none stays with
-the old one. Nothing here repeats a command. Called by ``bananas.redis_client`` only.
+socket, and closes the one it has when the finder has found another server meanwhile, or when its server says that it
+does not own the data any more. Sentinels tell an old master only seconds later that it is none (8 s and more were
+seen), and what it takes until then is lost; so they are asked again twice a second while connections are used. Nothing
+here repeats a command. Called by ``bananas.redis_client`` only.
 
 All keys share one hash tag and so one slot: in a cluster, one node has all of them, and an ordinary client of that
 node is enough.
@@ -11,6 +12,8 @@ node is enough.
 
 from __future__ import annotations
 
+import threading
+import time
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
@@ -32,6 +35,10 @@ from bananas.redis_url import Address, RedisUrl
 
 #: A sentinel or a node that needs longer to say who has our keys is passed over.
 ASK_TIMEOUT_S: Final = 1.0
+#: How often sentinels are asked again, how long that may take, and the pause after it failed: the master works.
+RECHECK_S: Final = 0.5
+RECHECK_TIMEOUT_S: Final = 0.25
+RECHECK_PAUSE_S: Final = 5.0
 #: Nodes of a cluster that are remembered, besides those of the URL.
 _MAX_NODES: Final = 50
 #: The slot of every key of ours.
@@ -50,20 +57,36 @@ class Finder(ABC):
         self._nodes = list(url.nodes)
         #: What ``locate`` found last.
         self.address: Address | None = None
+        #: Monotonic seconds; one thread at a time asks again.
+        self._recheck_at_s = 0.0
+        self._rechecking = threading.Lock()
 
     def locate(self) -> Address:
         """Ask until one node knows; raises redis-py's ConnectionError with what each one said."""
         problems = []
         for node in list(self._nodes):
             try:
-                with self._client(node) as client:
-                    self.address = self._ask(client, node)
+                self.address = self._asked(node, ASK_TIMEOUT_S)
             except (RedisError, OSError) as e:
                 problems.append(f"{node[0]}:{node[1]} says: {e}")
                 continue
             self._prefer(node)
+            self._recheck_at_s = time.monotonic() + RECHECK_S
             return self.address
         raise ConnectionError(f"{self._sought} was not found; {'; '.join(problems)}")
+
+    def recheck(self) -> None:
+        """Ask one node again if it is time to; sets ``address``, never raises for a node that does not answer."""
+        if time.monotonic() < self._recheck_at_s or not self._rechecking.acquire(blocking=False):
+            return
+        try:
+            self._recheck_at_s = time.monotonic() + RECHECK_S
+            self.address = self._asked(self._nodes[0], RECHECK_TIMEOUT_S)
+        except (RedisError, OSError):  # told when a connection is needed, by locate
+            self._recheck_at_s = time.monotonic() + RECHECK_PAUSE_S
+            self.suspect(None)
+        finally:
+            self._rechecking.release()
 
     def suspect(self, better: Address | None) -> None:
         """What was found is wrong: ask ``better`` next, or somebody else than last time."""
@@ -75,18 +98,20 @@ class Finder(ABC):
     def _prefer(self, node: Address) -> None:
         self._nodes = [node, *(other for other in self._nodes if other != node)]
 
-    def _client(self, node: Address) -> redis.Redis:
-        return redis.Redis(
+    def _asked(self, node: Address, timeout_s: float) -> Address:
+        client = redis.Redis(
             host=node[0],
             port=node[1],
-            socket_timeout=ASK_TIMEOUT_S,
-            socket_connect_timeout=ASK_TIMEOUT_S,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             ssl=self._url.tls,
             **self._login(),
             **self._url.tls_arguments(),
         )
+        with client:
+            return self._ask(client, node)
 
     @property
     @abstractmethod
@@ -111,15 +136,19 @@ class SentinelFinder(Finder):
         return self._url.sentinel_login()
 
     def _ask(self, client: Any, asked: Address) -> Address:  # noqa: ARG002
-        state = client.sentinel_master(self._url.service)
-        host, port = str(state["ip"]), int(state["port"])
-        if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
-            raise ConnectionError(f"the master at {host}:{port} is down, and no other is chosen yet")
-        return host, port
+        # Not SENTINEL MASTER: during a failover that names the old one until all replicas have followed. Two words, so
+        # that redis-py leaves the answer as it is.
+        found = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
+        if found is None:
+            raise ConnectionError(f"it watches no master called {self._url.service!r}")
+        return found[0].decode(), int(found[1])
 
 
 class ClusterFinder(Finder):
     """Asks nodes of a cluster for the one that has the slot of our keys."""
+
+    def recheck(self) -> None:
+        """Not needed: a node that has lost the slot says so itself (MOVED, CLUSTERDOWN)."""
 
     @property
     def _sought(self) -> str:
@@ -161,8 +190,10 @@ class _Finding:
 
     def connect(self: Any) -> None:
         """Called by the pool before every use: an open socket to a server that others have left is closed."""
-        if self._finder is not None and self._sock and (self.host, self.port) != self._finder.address:
-            self.disconnect()
+        if self._finder is not None and self._sock:
+            self._finder.recheck()
+            if (self.host, self.port) != self._finder.address:
+                self.disconnect()
         super().connect()  # type: ignore[misc]
 
     def connect_check_health(self: Any, *args: Any, **kwargs: Any) -> None:

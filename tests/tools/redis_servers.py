@@ -164,6 +164,10 @@ class ReplicaSet:
         """The sentinels, for a URL."""
         return ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
 
+    def named(self) -> set[int]:
+        """Ports of the masters that the sentinels name."""
+        return {int(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1]) for s in self.sentinels}
+
     def _is_in_sync(self, replica: Server) -> bool:
         return replica.facts("replication").get("master_link_status") == "up"
 
