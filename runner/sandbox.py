@@ -139,8 +139,8 @@ class DockerSandbox:
         self._exit = self._reported
         self._exit = self._last_words(on_log or (lambda _: None))
         self._channel.close()
-        if self._exit.status is None and not self._ordered:
-            # Killed, or no word from inside: only the engine knows whether memory was the reason.
+        if self._exit.status is None and not self._ordered and not self._exit.oom:
+            # Killed, or no word from inside: then only the engine knows whether memory was the reason.
             exited = self._engine.wait_exit(self._container_id, END_TIMEOUT_S)
             if exited is not None and (exited.oom or self._exit.signal is None):
                 self._exit = ExitInfo(exited.status, self._exit.signal, exited.oom)
@@ -296,7 +296,11 @@ class DockerSandboxFactory:
 
 def _exit_info(meta: dict[str, Any]) -> ExitInfo:
     status, signal = meta.get("status"), meta.get("signal")
-    return ExitInfo(status if isinstance(status, int) else None, signal if isinstance(signal, int) else None)
+    return ExitInfo(
+        status if isinstance(status, int) else None,
+        signal if isinstance(signal, int) else None,
+        meta.get("oom") is True,
+    )
 
 
 def _clean_error(meta: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ KILL_TIMEOUT_S = 5.0
 SENT_TIMEOUT_S = 0.02
 #: The runner reads all the time; one that does not take the last words in this time does not want them.
 SEND_TIMEOUT_S = 2.0
+#: Where the kernel counts what it killed for memory, with cgroups of version 2 and 1.
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
 def main(root: str) -> int:
@@ -81,6 +83,20 @@ def _become_worker(
 
 def _exit_meta(status: int | None, signal_number: int | None, **more: Any) -> bytes:
     return wire.encode_meta({"status": status, "signal": signal_number, **more})
+
+
+def _has_run_out_of_memory() -> bool:
+    """Has the kernel killed anything in this sandbox for memory? It counts before it kills, so a death that has been
+    seen has been counted; the engine hears of it later, or never.
+    """
+    for path in OOM_COUNTERS:
+        # Of the other version, or hidden: then the engine is the only one to know.
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            for line in file.read(4096).splitlines():
+                name, _, count = line.partition(b" ")
+                if name == b"oom_kill":
+                    return count.strip() != b"0"
+    return False
 
 
 class Guard:
@@ -145,6 +161,8 @@ class Guard:
         status = os.WEXITSTATUS(code) if pid and os.WIFEXITED(code) else None
         signal_number = os.WTERMSIG(code) if pid and os.WIFSIGNALED(code) else None
         more = {"ordered": True} if self._is_ordered else {}
+        if signal_number == signal.SIGKILL and not self._is_ordered and _has_run_out_of_memory():
+            more["oom"] = True
         # After a broken frame nothing more can be understood: then the runner sees the end of the stream only.
         if not self._state[shared.SENDING]:
             self._sock.settimeout(SEND_TIMEOUT_S)
