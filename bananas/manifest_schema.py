@@ -126,7 +126,7 @@ class Weights(_Keys):
 class Pool(_Keys):
     """A route for jobs with its own sandbox settings."""
 
-    LATER = frozenset({"min_warm", "gpus", "network", "image"})
+    LATER = frozenset({"gpus", "network", "image"})
 
     concurrency: Annotated[int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, per runner.")] = LEFT_OUT
     max_concurrency: Annotated[
@@ -144,6 +144,12 @@ class Pool(_Keys):
     idle_timeout: Annotated[
         int, _pool("idle_timeout_ms", kinds.TIME, "A sandbox without work is removed after this long.")
     ] = LEFT_OUT
+    min_warm: Annotated[
+        int, _pool("min_warm", kinds.COUNT, "min_warm of its functions that write none: sandboxes that stay ready.")
+    ] = LEFT_OUT
+    stems: Annotated[
+        int, _pool("stems", kinds.COUNT, "Started sandboxes without a function that each runner keeps for first calls.")
+    ] = LEFT_OUT
     egress: Annotated[
         list[Annotated[str, Key(kinds.TARGET, bounds=kinds.TARGET_BOUNDS)]],
         _pool("egress", kinds.TARGETS, "The only addresses, as host:port, that code in this pool can reach."),
@@ -156,10 +162,7 @@ _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
 class Function(_Keys):
     """One function: where its code is and how it runs."""
 
-    LATER = frozenset(
-        {"schedule", "image", "contract", "min_warm", "single_use", "max_lifetime"}
-        | {"calls_per_sandbox", "gpus", "egress", "network"}
-    )
+    LATER = frozenset({"schedule", "image", "contract", "calls_per_sandbox", "gpus", "egress", "network"})
 
     runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python is the default image; python3.N pins one.")] = (
         LEFT_OUT
@@ -200,6 +203,15 @@ class Function(_Keys):
     ] = LEFT_OUT
     max_uses: Annotated[
         int, _fn("max_uses", kinds.COUNT, "A sandbox is replaced after this many calls; no limit unless written.")
+    ] = LEFT_OUT
+    max_lifetime: Annotated[
+        int, _fn("max_lifetime_ms", kinds.TIME, "A sandbox is replaced after this long; no limit unless written.")
+    ] = LEFT_OUT
+    single_use: Annotated[bool, _fn("single_use", kinds.FLAG, "true: every attempt gets a sandbox of its own.")] = (
+        LEFT_OUT
+    )
+    min_warm: Annotated[
+        int, _fn("min_warm", kinds.COUNT, "Sandboxes that each runner keeps loaded; what the pool says unless written.")
     ] = LEFT_OUT
 
 

@@ -138,6 +138,14 @@ def _amount(value: Any, bounds: Bounds) -> float:
     return float(value)
 
 
+def _flag(value: Any, _: Bounds) -> bool:
+    if isinstance(value, Filled) and value in ("true", "false"):
+        value = value == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is not valid; write true or false, without quotes")
+    return value
+
+
 def text(right: str, refuse: Callable[[str], str] = lambda _: "") -> Kind:
     """Text that matches the spec's pattern; ``right`` says what to write, ``refuse`` may object to a value."""
 
@@ -260,6 +268,7 @@ def _pattern_json(pattern: str) -> Callable[[Bounds], dict[str, Any]]:
 TIME = Kind(_with_unit("time", "30s", parse_time_ms, show_time), _pattern_json(r"\d+(\.\d+)?(ms|s|m|h|d)"), show_time)
 SIZE = Kind(_with_unit("size", "256M", parse_size_mb, show_size), _pattern_json(r"\d+(\.\d+)?[MG](i|B|iB)?"), show_size)
 COUNT = Kind(_count, _number_json("integer"))
+FLAG = Kind(_flag, lambda _: {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": _VARIABLE}]})
 AMOUNT = Kind(_amount, _number_json("number"))
 NAME = text("lower-case letters, digits, - and _, a letter first, at most 63 in all")
 RUNTIME = text("python, or python3.N for a certain one", _refuse_runtime)

@@ -80,6 +80,12 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
     #: The most attempts one sandbox serves; None means no such limit.
     max_uses: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    #: How long one sandbox serves; it ends after the call of that moment. None means no such limit.
+    max_lifetime_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] | None = None
+    #: A sandbox serves one attempt and is gone.
+    single_use: bool = False
+    #: Sandboxes with the code loaded that each runner keeps, also without calls; None means what the pool says.
+    min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] | None = None
 
 
 class Weights(_Spec, frozen=True, kw_only=True):
@@ -106,6 +112,10 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     tmp_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
     #: An idle sandbox is removed after this long.
     idle_timeout_ms: Annotated[int, msgspec.Meta(ge=1000, le=DAY_MS)] = 300_000
+    #: ``min_warm`` of its functions that name none themselves.
+    min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
+    #: Started sandboxes without a function, per runtime in use, that each runner keeps for first calls.
+    stems: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
     #: The only addresses that code in this pool can reach.
     egress: Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)] = ()
 

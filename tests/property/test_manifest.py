@@ -41,6 +41,9 @@ functions = st.builds(
     env=st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True), texts, max_size=4),
     result_ttl_ms=times_ms,
     max_uses=st.none() | st.integers(1, 10_000),
+    max_lifetime_ms=st.none() | times_ms,
+    single_use=st.booleans(),
+    min_warm=st.none() | st.integers(0, 512),
 )
 pools = st.builds(
     PoolSpec,
@@ -50,6 +53,8 @@ pools = st.builds(
     pids=st.integers(8, 32_768),
     tmp_mb=st.integers(1, 65_536),
     idle_timeout_ms=times_ms,
+    min_warm=st.integers(0, 512),
+    stems=st.integers(0, 64),
     egress=st.lists(st.builds("{}.example.com:{}".format, hosts, st.integers(1, 65535)), max_size=3).map(tuple),
 )
 
@@ -79,6 +84,9 @@ def written_function(spec: FunctionSpec) -> dict[str, Any]:
         "env": {name: value.replace("$", "$$") for name, value in spec.env.items()},
         "result_ttl": show_time(spec.result_ttl_ms),
         "max_uses": spec.max_uses,
+        "max_lifetime": spec.max_lifetime_ms and show_time(spec.max_lifetime_ms),
+        "single_use": spec.single_use,
+        "min_warm": spec.min_warm,
     }
     return {key: value for key, value in keys.items() if value is not None}
 
@@ -92,6 +100,8 @@ def written_pool(spec: PoolSpec) -> dict[str, Any]:
         "pids": spec.pids,
         "tmp": f"{spec.tmp_mb}M",
         "idle_timeout": show_time(spec.idle_timeout_ms),
+        "min_warm": spec.min_warm,
+        "stems": spec.stems,
         "egress": list(spec.egress),
     }
 

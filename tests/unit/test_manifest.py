@@ -80,7 +80,7 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         version: 1
         pools:
           default:
-          mail: {concurrency: 3, memory: 1.5G, cpus: 0.5, pids: 64, tmp: 16M, idle_timeout: 90s,
+          mail: {concurrency: 3, memory: 1.5G, cpus: 0.5, pids: 64, tmp: 16M, idle_timeout: 90s, min_warm: 1, stems: 0,
                  egress: [smtp.example.com:587, localhost:25, 127.0.0.1:8025]}
         functions:
           mail:
@@ -96,6 +96,9 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             env: {GREETING: hello, EMPTY: ""}
             result_ttl: 2h
             max_uses: 100
+            max_lifetime: 1h
+            single_use: true
+            min_warm: 2
           hello: {retries: 0}
         """
     )
@@ -108,6 +111,8 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             pids=64,
             tmp_mb=16,
             idle_timeout_ms=90_000,
+            min_warm=1,
+            stems=0,
             egress=("smtp.example.com:587", "localhost:25", "127.0.0.1:8025"),
         ),
     }
@@ -124,6 +129,9 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         env={"GREETING": "hello", "EMPTY": ""},
         result_ttl_ms=7_200_000,
         max_uses=100,
+        max_lifetime_ms=3_600_000,
+        single_use=True,
+        min_warm=2,
     )
     assert manifest.functions["hello"].spec.retries == RetrySpec(max=0)
 
@@ -308,6 +316,9 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
         ("retries: {jitter: ful}", "'ful' is not valid; write one of none, full; did you mean 'full'?"),
         ("max_uses: 0", "0 is out of range; write at least 1"),
         ("max_uses: 1.0", "1.0 is not a whole number; write one, at least 1, without quotes"),
+        ("single_use: 'true'", "'true' is not valid; write true or false, without quotes"),
+        ("max_lifetime: 31d", "31d is out of range; write 1s to 30d"),
+        ("min_warm: -1", "-1 is out of range; write 0 to 512"),
         ("runtime: ruby", "'ruby' is not valid; write python, or python3.N for a certain one"),
         ("runtime: 3.11", "3.11 is not text; write python, or python3.N for a certain one"),
         ("handler: handle", "'handle' is not valid; write module.function, such as handler.handle"),

@@ -14,7 +14,15 @@ from bananas.manifest_schema import Function, Pool, Retries, problems
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec
 
 ROOT = Path(__file__).parents[2]
-TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
+    "boolean": bool,
+}
 
 
 def valid(value: Any, rule: dict[str, Any], root: dict[str, Any]) -> bool:
@@ -33,7 +41,7 @@ def _holds(key: str, rule: dict[str, Any], value: Any, root: dict[str, Any]) -> 
             return any(valid(value, option, root) for option in want)
         case "type":
             names = [want] if isinstance(want, str) else want
-            return any(isinstance(value, TYPES[n]) and not isinstance(value, bool) for n in names)
+            return any(isinstance(value, TYPES[n]) and isinstance(value, bool) == (n == "boolean") for n in names)
         case "const" | "enum":
             return any(
                 value == option and type(value) is type(option) for option in ([want] if key == "const" else want)
@@ -75,6 +83,7 @@ GOOD: list[Any] = [
     {"version": 1},
     {"version": 1, "functions": None, "pools": {"a": None}},
     {"version": 1, "functions": {"f": {"retries": 3, "env": {"A": "x"}, "timeout": "1.5h", "max_uses": 1}}},
+    {"version": 1, "functions": {"f": {"single_use": True, "max_lifetime": "1h"}}, "pools": {"p": {"stems": 0}}},
     {"version": 1, "functions": {"f": {"retries": {"max": 0, "factor": 1.5, "jitter": "full"}, "allow_pools": []}}},
     {"version": 1, "pools": {"p": {"cpus": 0.5, "memory": "2Gi", "egress": ["a.b:1"], "concurrency": 512}}},
 ]
@@ -96,6 +105,7 @@ BAD: list[Any] = [
     {"version": 1, "functions": {"f": {"env": {"A": 1}}}},
     {"version": 1, "functions": {"f": {"env": {"A-B": "x"}}}},
     {"version": 1, "functions": {"f": {"priority": "urgent"}}},
+    {"version": 1, "functions": {"f": {"single_use": "yes"}}},
     {"version": 1, "functions": {"f": {"runtime": "node22"}}},
     {"version": 1, "functions": {"f": {"handler": "handle"}}},
     {"version": 1, "functions": {"f": {"allow_pools": "default"}}},
