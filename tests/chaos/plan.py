@@ -122,11 +122,14 @@ class Disruption:
     until_s: float = math.inf
 
 
-def jobs(rng: Random, count: int, *, pools: bool = True) -> list[JobPlan]:
-    """``count`` jobs of mixed kinds, priorities and pools."""
+def jobs(rng: Random, count: int, *, pools: bool = True, more_ms: int = 0) -> list[JobPlan]:
+    """``count`` jobs of mixed kinds, priorities and pools; each runs up to ``more_ms`` longer."""
     weights = mix()
     kinds = rng.choices(list(weights), list(weights.values()), k=count)
-    return [_job(rng, kind, pools) for kind in kinds]
+    planned = [_job(rng, kind, pools) for kind in kinds]
+    for job in planned:
+        job.event["run_ms"] += rng.randint(0, more_ms)
+    return planned
 
 
 def _job(rng: Random, kind: str, pools: bool) -> JobPlan:

@@ -123,6 +123,7 @@ class Judge:
         self._sent = sent
         self._disruptions = disruptions
         self._by_job: dict[str, list[Execution]] = defaultdict(list)
+        self._stopped = {name for d in disruptions if d.kind != "restart" for name in d.runners}
 
     def judge(self, executions: Sequence[Execution]) -> Verdict:
         """All of it, but for what only the caller can tell."""
@@ -135,7 +136,7 @@ class Judge:
             verdict.same_token += len(found) - len({e.token for e in found})
         for sent in self._sent:
             self._judge_job(sent)
-        cuts = [d for d in self._disruptions if d.kind != "restart"]
+        cuts = [d for d in self._disruptions if d.kind not in ("restart", "gateway")]
         verdict.twice_bound = sum(_in_flight(d, executions) for d in cuts) + verdict.handed_back
         return verdict
 
@@ -175,9 +176,10 @@ class Judge:
         over_budget = record.failures > sent.plan.failures
         if over_budget or any(outcomes[outcome] for outcome in _BURNT):
             verdict.burnt.append(f"{record.id} ({sent.plan.kind}): {dict(outcomes)}")
-        ended = {name for d in self._disruptions if d.kind != "restart" for name in d.runners}
         for line in history:
-            is_excused = line["runner"] in ended or verdict.disruptions["clients"] or verdict.disruptions["redis"]
+            is_excused = (
+                line["runner"] in self._stopped or verdict.disruptions["clients"] or verdict.disruptions["redis"]
+            )
             if line["outcome"] == "lost" and not is_excused:
                 verdict.burnt.append(f"{record.id}: lost by {line['runner']}, which nothing was done to")
 
@@ -187,7 +189,7 @@ class Judge:
         last = [e for e in self._by_job[record.id] if e.token == record.token]
         succeeded = [line["token"] for line in history if line["outcome"] == "ok"]
         is_last = bool(last) and last[-1].nonce == result.get("nonce")
-        if succeeded != [record.token] or result.get("token") != record.token or not is_last:
+        if succeeded != [record.token] or result.get("token", record.token) != record.token or not is_last:
             self.verdict.stale.append(f"{record.id}: {result} of token {record.token}, succeeded: {succeeded}")
 
     def _measure(self, job_id: str, history: list[dict[str, Any]]) -> None:
@@ -196,8 +198,11 @@ class Judge:
                 continue
             cause = next((d for d in self._disruptions if line["runner"] in d.runners), None)
             again = next((e for e in self._by_job[job_id] if e.token > line["token"]), None)
-            if cause is not None and again is not None:
-                self.verdict.recoveries_s.append(again.begun_s - cause.at_s)
+            if cause is None or again is None:
+                continue
+            if any(d.kind == "redis" and cause.at_s < d.until_s and d.at_s < again.begun_s for d in self._disruptions):
+                continue  # after an outage the reaper gives everybody one more lease
+            self.verdict.recoveries_s.append(again.begun_s - cause.at_s)
 
 
 def _in_flight(disruption: Disruption, executions: Sequence[Execution]) -> int:
