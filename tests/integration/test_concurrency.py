@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from random import Random
 from typing import ClassVar
 
 import pytest
 
-from bananas import errors, keys, retry
-from bananas.job import Attempt, Claim, JobState, NewJob, Outcome, Settlement
+from bananas import errors, keys
+from bananas.job import Claim, JobState, NewJob, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import PoolSpec
-from tests.integration.test_queue import LEASE_MS, claim, deploy, expire_lease, settle
+from tests.integration.jobs import LEASE_MS, enqueue, ids, settlement
+from tests.integration.test_queue import claim, deploy, expire_lease, settle
 
 pytestmark = pytest.mark.redis
 
@@ -33,20 +33,6 @@ def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     registry.put_pool("gpu", PoolSpec())
     return registry
-
-
-def enqueue(queue: Queue, n: int, function: str, **kw: object) -> list[str]:
-    return [queue.enqueue(NewJob(function, b"1", **kw)).id for _ in range(n)]
-
-
-def ids(claims: Sequence[Claim]) -> list[str]:
-    return [c.id for c in claims]
-
-
-def settlement(c: Claim, outcome: Outcome) -> Settlement:
-    error = None if outcome is Outcome.OK else {"type": "E", "message": "m"}
-    decision = retry.decide(outcome, c.retries, c.failures, c.starts, Random(0))
-    return Settlement(c, Attempt(c.token, outcome, "runner", 0, error=error), decision, b"1")
 
 
 # -- functions ----------------------------------------------------------------------------------------------------

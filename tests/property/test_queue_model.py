@@ -271,6 +271,22 @@ class Machine(RuleBasedStateMachine):
             limit = self.model.pools[c.pool].max_concurrency
             assert not limit or len(self.model.busy(c.pool)) <= limit
 
+    def stale(self) -> list[Claim]:
+        """Attempts that were given up while a later one of the same job runs."""
+        jobs = self.model.jobs
+        return [c for c in self.claims if c.id in self.model.leases and jobs[c.id].token != c.token]
+
+    @precondition(lambda self: self.stale())
+    @rule(at=picks, how=st.sampled_from(ENDS))
+    def report_too_late(self, at, how):
+        """A runner that was given up tells of its attempt, in every way that it could."""
+        c = self.stale()[at % len(self.stale())]
+        self.run_step([answers.settlement(c, how, 1, False)], [], False)
+        self.both(
+            lambda: self.queue.extend(LEASE_MS, [(c.id, c.token)]), lambda m: m.extend(LEASE_MS, [(c.id, c.token)])
+        )
+        self.both(lambda: self.queue.progress([(c.id, c.token, b"9")]), lambda m: [m.progress(c.id, c.token, b"9")])
+
     @precondition(lambda self: self.model.leases)
     @rule(hows=st.lists(st.sampled_from(ENDS), min_size=3, max_size=3), free=free_slots)
     def settle_all(self, hows, free):
@@ -330,12 +346,14 @@ class Machine(RuleBasedStateMachine):
         self.both(self.queue.sweep, lambda m: m.sweep())
 
     @precondition(lambda self: self.model.done or self.model.dead)
-    @rule(at=picks)
-    def record_ends_by_itself(self, at):
+    @rule(at=picks, is_sent_again=st.booleans())
+    def record_ends_by_itself(self, at, is_sent_again):
         """As Redis does it, before any sweep."""
         job_id = self.pick([*self.model.done, *self.model.dead], at)
         self.redis.delete(keys.job(job_id))
         self.model.jobs.pop(job_id, None)
+        if is_sent_again:
+            self.send(next(new for new in self.known if new.id == job_id))
 
     @precondition(lambda self: any(not value["is_for_ever"] for value in self.model.unique.values()))
     @rule()
