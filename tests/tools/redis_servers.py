@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import selectors
 import shutil
 import socket
 import ssl
@@ -219,18 +220,25 @@ class TlsProxy:
             server.settimeout(60)
             self._open |= {client, server}
             stack.callback(self._open.difference_update, {client, server})
-            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
-            back.start()
-            _pump(client, server)
-            back.join()
+            _relay(client, server)
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)
+def _relay(client: socket.socket, server: socket.socket) -> None:
+    """Both directions in one thread: OpenSSL's connections are not for two at once."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(client, selectors.EVENT_READ, server)
+        selector.register(server, selectors.EVENT_READ, client)
+        while True:
+            for key, _ in selector.select():
+                source: Any = key.fileobj
+                while True:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    key.data.sendall(data)
+                    # What OpenSSL has decrypted already makes no socket readable.
+                    if not (isinstance(source, ssl.SSLSocket) and source.pending()):
+                        break
 
 
 def make_certificates(folder: Path) -> Path:
