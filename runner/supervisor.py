@@ -21,6 +21,7 @@ from gevent.lock import BoundedSemaphore
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
 from bananas.health import Health
+from bananas.notify import Notifier
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
@@ -66,6 +67,7 @@ class Supervisor:
         self._services: list[GreenletService] = []
         self._in_flight = InFlight()
         self._started_at_ms = self._clock.now_ms()
+        self._notifier = Notifier()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -78,6 +80,7 @@ class Supervisor:
         self._announce()
         log.info("runner %s serves pools %s", self._host.name, ", ".join(self._pools))
         print(f"runner {self._host.name} ready, pools: {', '.join(self._pools)}", flush=True)
+        self._notifier.ready(f"serves {', '.join(self._pools)}")
         self._stop.wait()
         self._shut_down()
         if self._crash:
@@ -129,6 +132,10 @@ class Supervisor:
             _Every(self._on_crash, "expiry", 1.0, self._expire),
             self._worker,
         ]
+        if self._notifier.watchdog_s:
+            self._services.append(
+                _Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive)
+            )
         self._publish_runtimes()
         self._probe()
 
@@ -146,6 +153,7 @@ class Supervisor:
             raise ConfigError(f"this runner cannot start sandboxes on {describe()}: {e}") from e
 
     def _shut_down(self) -> None:
+        self._notifier.stopping()
         grace_s = 0.0 if self._crash else self._settings.grace_s
         if not self._worker.drain(grace_s):
             log.warning("handing back %d unfinished jobs", len(self._in_flight))
