@@ -1,6 +1,6 @@
 # What people and CI call. Everything else is in scripts/ (plain sh) and works without make.
 .POSIX:
-.PHONY: help demo dev test test-bare wheels check bench chaos chaos-long down clean
+.PHONY: help demo dev test test-long test-bare wheels check bench chaos chaos-long down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -13,6 +13,9 @@ dev: ## set up, then run the whole stack in the foreground
 
 test: ## all tests, with coverage
 	sh scripts/test
+
+test-long: ## the property tests with many more examples; hours
+	BANANAS_HYPOTHESIS=long sh scripts/run --dev .venv/bin/python -m pytest --timeout=0 tests/property
 
 test-bare: ## the set-up on bare Debian roots, in containers; minutes, needs root, mmdebstrap and a package index
 	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py

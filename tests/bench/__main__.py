@@ -1,7 +1,8 @@
 """``make bench``: what a call costs, beside references measured in the same run. Ratios are the result.
 
 Starts its own Redis (AOF), gateway and runner with the default settings, deploys one no-op function, measures, stops.
-Writes the figures as JSON when given a path.
+Writes the figures as JSON when given a path. ``python -m tests.bench claim-cost`` measures the queue alone, see
+``tests.bench.claims``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from bananas.embedded import EmbeddedRedis
 from runner import images
+from tests.bench import claims
 from tests.bench.load import Sample, http_load, median, timed_ms
 from tests.platform import Platform
 
@@ -27,6 +29,8 @@ NOOP = "def handle(event, context):\n    return event\n"
 
 def main(argv: list[str]) -> int:
     """Measure and print; returns 0 unless a call failed."""
+    if argv[:1] == ["claim-cost"]:
+        return claims.main(argv[1:])
     client = images.connect()
     image = images.build_from_host(client)
     load_before = os.getloadavg()[0]

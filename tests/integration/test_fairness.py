@@ -13,6 +13,7 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import PRIORITIES, PoolSpec, Weights
+from tests.bench import claims
 from tests.integration.jobs import LEASE_MS, enqueue, ids, let_expire
 from tests.integration.test_queue import claim, deploy
 
@@ -80,9 +81,9 @@ def test_three_pools_at_once_share_each_by_its_own_weights_and_slots(queue, regi
     rng = Random(4)
     for _ in range(500):
         pools = rng.sample([*slots.items()], 3)
-        claims = queue.step("runner", LEASE_MS, [], pools).claims
+        got = queue.step("runner", LEASE_MS, [], pools).claims
         for pool, n in pools:
-            mine = "".join(c.priority[0] for c in claims if c.pool == pool)
+            mine = "".join(c.priority[0] for c in got if c.pool == pool)
             assert len(mine) == n
             order[pool] += mine
     for pool, mine in weights.items():
@@ -119,9 +120,9 @@ def test_jobs_that_do_not_run_cost_their_lane_no_turn(queue, registry, connectio
     late = enqueue(queue, 100, "f", priority="high", expires_after_ms=60_000)
     let_expire(connections, late)
     fill(queue, "default", {"high": 16, "normal": 4, "low": 1}, 210)
-    claims = [c for _ in range(30) for c in claim(queue, 7)]
-    assert [c.id for c in claims if c.function == "one"] == blocked[:1]
-    assert_shares("".join(c.priority[0] for c in claims), {"high": 16, "normal": 4, "low": 1})
+    got = [c for _ in range(30) for c in claim(queue, 7)]
+    assert [c.id for c in got if c.function == "one"] == blocked[:1]
+    assert_shares("".join(c.priority[0] for c in got), {"high": 16, "normal": 4, "low": 1})
 
 
 def test_new_weights_hold_from_the_next_claim_on(queue, registry):
@@ -151,6 +152,12 @@ def test_each_lane_keeps_its_order_over_pools_slots_and_steps(queue, registry):
     assert sum(map(len, claimed.values())) > 500
     for lane, order in claimed.items():
         assert order == accepted[lane][: len(order)]
+
+
+def test_a_backlog_makes_no_claim_dearer(connections):
+    """The cost of one claim does not grow with the queue: `python -m tests.bench claim-cost` has the large sizes."""
+    empty, full = claims.measure(connections, [0, 20_000], 400)
+    assert full["p50_ms"] < 2 * empty["p50_ms"]
 
 
 def test_a_runner_of_other_pools_takes_nothing(queue, registry, connections):

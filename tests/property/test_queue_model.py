@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
 from bananas import dead_letters, keys
 from bananas import queue as queue_module
-from bananas.dead_letters import DeadFilter, DeadLetters
+from bananas.dead_letters import DeadFilter
 from bananas.embedded import EmbeddedRedis
-from bananas.job import Claim, Outcome, Settlement
-from bananas.queue import Queue
+from bananas.job import Outcome
 from bananas.redis_client import Connections
-from bananas.registry import Registry
-from bananas.settings import LIMITS
-from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec, Weights
+from bananas.spec import PoolSpec, Weights
 from tests.property import answers
-from tests.property.inspect_redis import Dump, Inspector, compare
-from tests.property.model import PRIORITIES, Function, Limits, Model
-from tests.property.model_ops import New, QueueModel
-from tests.property.promises import keeps_promises
+from tests.property.machine import FUNCTIONS, LEASE_MS, SMALL, Both
+from tests.property.model import PRIORITIES
 
 IS_LONG = os.environ.get("BANANAS_HYPOTHESIS") == "long"
 EXAMPLES = 20_000 if IS_LONG else 500
 STEPS = 50
 
-#: Small, so that programs of 50 steps meet them.
-SMALL = replace(LIMITS, queued_jobs=18, history=3, dead_jobs=6, push_bytes=8)
-CODE = b"code"
-SHA = hashlib.sha256(CODE).hexdigest()
-LEASE_MS = answers.HOUR_MS
-FUNCTIONS = ("a", "b", "c")
 POOLS = ("default", "gpu")
 REPLIES = (keys.reply("g1"), keys.reply("g2"))
 #: What a runner may tell: action, outcome, reason.
@@ -100,6 +87,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters, "LIMITS", SMALL)
 
 
+@pytest.mark.timeout(0 if IS_LONG else 600)  # a busy machine under coverage takes minutes
 def test_the_queue_does_what_the_model_says(server, small_limits):
     """Whatever is done in whatever order: every key, every answer and every promise after every step."""
     run_state_machine_as_test(
@@ -117,65 +105,10 @@ def test_the_queue_does_what_the_model_says(server, small_limits):
     )
 
 
-class Machine(RuleBasedStateMachine):
-    """Runs each operation on the server, then on the model, and compares."""
-
-    def __init__(self, connections: Connections) -> None:
-        super().__init__()
-        self.redis = connections.commands
-        self.redis.flushdb()
-        self.queue = Queue(connections)
-        self.letters = DeadLetters(connections)
-        self.registry = Registry(connections)
-        self.inspector = Inspector(connections)
-        limits = Limits(SMALL.queued_jobs, SMALL.history, SMALL.dead_jobs, SMALL.push_bytes, SMALL.max_losses)
-        self.model = QueueModel(limits)
-        self.known: list[New] = []
-        self.claims: list[Claim] = []
-        self.now_ms = self.inspector.dump().now_ms
-        self.registry.put_bundle(SHA, CODE)
-        self.put("gpu", PoolSpec())
-        for name, limit in zip(FUNCTIONS, (None, 1, 2), strict=True):
-            self.install(name, limit, 30_000)
-
-    # -- how a step is made -----------------------------------------------------------------------------------
-
-    def look(self) -> Dump:
-        """After the real operation and before the model's."""
-        dump = self.inspector.dump()
-        self.model.window = (self.now_ms, dump.now_ms)
-        self.now_ms = dump.now_ms
-        return dump
-
-    def both(self, real: Callable[[], Any], expected: Callable[[Model], Any]) -> Any:
-        """Do it twice, compare the answers and everything that is stored."""
-        answer = real()
-        dump = self.look()
-        wanted = expected(self.model)
-        assert answer == wanted, f"the server answers {answer!r}, the model {wanted!r}"
-        compare(self.model, dump)
-        keeps_promises(self.model)
-        return answer
-
-    def rewind(self, key: str, ats: list[int], times: dict[str, Any]) -> list[str]:
-        """Move the times of some jobs in a sorted set into the past: the server's clock cannot be moved."""
-        ids = list(dict.fromkeys(self.pick(times, at) for at in ats)) if times else []
-        for score, job_id in enumerate(ids, start=1):
-            self.redis.zadd(key, {job_id: score // 2}, xx=True)
-            times[job_id] = score // 2
-        return ids
-
-    def pick(self, ids: Any, at: int) -> str:
-        """One of some ids; an unknown one when there are none."""
-        found = sorted(ids)
-        return found[at % len(found)] if found else "nobody"
+class Machine(Both):
+    """Programs: whatever gateways, runners, operators and time do, in any order."""
 
     # -- gateways ---------------------------------------------------------------------------------------------
-
-    def fresh(self, spec: dict[str, Any]) -> New:
-        new = New(f"j{len(self.known):03}", **spec)
-        self.known.append(new)
-        return new
 
     @rule(spec=new_jobs)
     def enqueue(self, spec):
@@ -190,9 +123,6 @@ class Machine(RuleBasedStateMachine):
     def send_again(self, at):
         self.send(self.known[at % len(self.known)])
 
-    def send(self, new: New) -> None:
-        self.both(lambda: answers.created(self.queue, answers.new_job(new)), lambda m: answers.public(m.create(new)))
-
     @initialize(specs=st.lists(new_jobs, max_size=8))
     def begin(self, specs):
         self.create_all(specs)
@@ -200,15 +130,6 @@ class Machine(RuleBasedStateMachine):
     @rule(specs=st.lists(new_jobs, min_size=2, max_size=6))
     def enqueue_many(self, specs):
         self.create_all(specs)
-
-    def create_all(self, specs: list[dict[str, Any]]) -> None:
-        news = [self.fresh(spec) for spec in specs]
-        self.both(
-            lambda: [
-                answers.shown(answer) for answer in self.queue.enqueue_many([answers.new_job(new) for new in news])
-            ],
-            lambda m: [answers.public(m.create(new)) for new in news],
-        )
 
     @rule(at=picks, reply_to=st.sampled_from(REPLIES))
     def wait(self, at, reply_to):
@@ -250,31 +171,6 @@ class Machine(RuleBasedStateMachine):
         running = [c for c in self.claims if c.id in self.model.leases and self.model.jobs[c.id].token == c.token]
         among = running if is_latest and running else self.claims
         self.run_step([answers.settlement(among[at % len(among)], *rest) for at, *rest in told], free, True)
-
-    def run_step(self, ends: list[Settlement], free: list[tuple[str, int]], is_called: bool) -> None:
-        for pool, _ in free:
-            if is_called and pool in self.model.bells:
-                assert self.queue.ring(pool, 1)
-                self.model.bells.discard(pool)
-        claims: list[Claim] = []
-
-        def real() -> Any:
-            step = self.queue.step("r1", LEASE_MS, ends, free)
-            claims.extend(step.claims)
-            return step.settled, [answers.told(c) for c in step.claims]
-
-        self.both(real, lambda m: m.step("r1", LEASE_MS, [answers.end_of(s) for s in ends], free))
-        self.claims += claims
-        for c in claims:
-            limit = self.model.limit(c.function)
-            assert not limit or len(self.model.running(c.function)) <= limit
-            limit = self.model.pools[c.pool].max_concurrency
-            assert not limit or len(self.model.busy(c.pool)) <= limit
-
-    def stale(self) -> list[Claim]:
-        """Attempts that were given up while a later one of the same job runs."""
-        jobs = self.model.jobs
-        return [c for c in self.claims if c.id in self.model.leases and jobs[c.id].token != c.token]
 
     @precondition(lambda self: self.stale())
     @rule(at=picks, how=st.sampled_from(ENDS))
@@ -413,17 +309,6 @@ class Machine(RuleBasedStateMachine):
     def deploy(self, name, limit, timeout_ms, retries):
         self.install(name, limit, timeout_ms, retries)
 
-    def install(self, name: str, limit: int | None, timeout_ms: int, retries: int = 3) -> None:
-        spec = FunctionSpec(
-            allow_pools=("gpu",),
-            timeout_ms=timeout_ms,
-            max_concurrency=limit,
-            retries=RetrySpec(max=retries),
-        )
-        deployment = Deployment(spec=spec, bundles=Bundles(code=SHA), abi="x")
-        f = Function(deployment.version(), "default", spec.allow_pools, timeout_ms, retries, limit or 0)
-        self.both(lambda: self.registry.deploy(name, deployment) and None, lambda m: m.deploy(name, f))
-
     @rule(name=st.sampled_from("ab"), is_back=st.booleans())
     def remove(self, name, is_back):
         self.both(lambda: self.registry.remove(name), lambda m: m.remove(name))
@@ -446,14 +331,6 @@ class Machine(RuleBasedStateMachine):
     )
     def change_pool(self, name, limit, weights):
         self.put(name, PoolSpec(max_concurrency=limit, weights=Weights(**dict(zip(PRIORITIES, weights, strict=True)))))
-
-    def put(self, name: str, spec: PoolSpec) -> None:
-        weights = {prio: getattr(spec.weights, prio) for prio in PRIORITIES}
-        if self.registry.pools().get(name) != spec or name not in self.model.pools:
-            self.both(
-                lambda: self.registry.put_pool(name, spec) and None,
-                lambda m: m.put_pool(name, weights, spec.max_concurrency or 0),
-            )
 
     def teardown(self) -> None:
         self.audit()
