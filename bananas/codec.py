@@ -81,6 +81,7 @@ def settlement_args(s: Settlement) -> list[Any]:
         s.logs,
         "" if run_ms is None else duration_bucket(run_ms),
         run_ms or 0,
+        s.progress,
     ]
 
 

@@ -170,6 +170,8 @@ class Settlement:
     #: JSON text of the result; empty unless the outcome is ok.
     result: bytes = b""
     logs: bytes = b""
+    #: JSON text of the attempt's last progress, if ``Queue.progress`` may not have kept it yet; else empty.
+    progress: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,8 +128,13 @@ class Sandbox(Protocol):
         """
         ...
 
-    def invoke(self, call: Invocation, on_log: Callable[[bytes], None]) -> CallReply:
-        """Run one call. Raises TimeoutError at the deadline, SandboxDied or ProtocolError otherwise."""
+    def invoke(
+        self, call: Invocation, on_log: Callable[[bytes], None], on_progress: Callable[[bytes], None]
+    ) -> CallReply:
+        """Run one call. Raises TimeoutError at the deadline, SandboxDied or ProtocolError otherwise.
+
+        ``on_progress`` gets what the call tells of its progress, as JSON text; neither callable may wait.
+        """
         ...
 
     @property

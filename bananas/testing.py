@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import bananas_sdk
 from bananas.errors import SandboxDied, SandboxStartError
 from bananas.protocols import (
     Binding,
@@ -27,6 +29,7 @@ from bananas.protocols import (
 
 Handler = Callable[[Any, Any], Any]
 OnLog = Callable[[bytes], None]
+OnProgress = Callable[[bytes], None]
 
 
 class ManualClock(Clock):
@@ -61,6 +64,16 @@ class Print:
         self._on_log(text.encode() + b"\n")
 
 
+class Progress:
+    """Given to a fake handler as ``context.progress``: what ``bananas_sdk.progress`` is in a sandbox."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+
+    def __call__(self, value: Any) -> None:
+        self._on_progress(bananas_sdk.encode(value))
+
+
 @dataclass(slots=True)
 class FakeContext:
     """What a fake handler gets as its context."""
@@ -68,6 +81,7 @@ class FakeContext:
     job_id: str
     attempt: int
     print: Print
+    progress: Progress
 
 
 class Exit(BaseException):
@@ -105,13 +119,13 @@ class FakeSandbox(Sandbox):
         self.binding = binding
         return 0.0
 
-    def invoke(self, call: Invocation, on_log: OnLog) -> CallReply:
+    def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """Call the handler with the decoded payload."""
         self._check()
         if self.binding is None:
             raise SandboxDied("not bound")
         self.calls += 1
-        context = FakeContext(call.job_id, call.attempt, Print(on_log))
+        context = FakeContext(call.job_id, call.attempt, Print(on_log), Progress(on_progress))
         try:
             value = self.handlers[self.binding.handler](json.loads(call.payload), context)
             return CallReply(json.dumps(value, allow_nan=False).encode(), None)
@@ -125,6 +139,9 @@ class FakeSandbox(Sandbox):
             error: dict[str, Any] = {"type": type(e).__name__, "message": str(e), "traceback": traceback.format_exc()}
             if getattr(e, "permanent", False):
                 error["permanent"] = True
+            after_s = getattr(e, "retry_after_s", None)
+            if isinstance(after_s, int | float) and not isinstance(after_s, bool) and 0 <= after_s < math.inf:
+                error["retry_after_s"] = float(after_s)
             return CallReply(None, error)
 
     @property

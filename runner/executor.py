@@ -68,6 +68,9 @@ class Running:
     slot: Slot | None = None
     logs: LogBuffer = field(default_factory=LogBuffer)
     mask: Mask = field(default_factory=lambda: Mask({}))
+    #: JSON text of the progress it told last, and of what the record is known to have of it.
+    progress: bytes | None = None
+    progress_kept: bytes | None = None
     #: Why it must end without a report; empty while it may go on.
     abandoned: str = ""
     #: True when it goes back to the queue because the runner shuts down.
@@ -85,6 +88,11 @@ class Running:
         self.abandoned = self.abandoned or why
         if self.slot is not None and self.slot.sandbox is not None:
             self.slot.sandbox.interrupt()
+
+    @property
+    def untold(self) -> bytes | None:
+        """Progress that the record may not have yet."""
+        return None if self.progress == self.progress_kept else self.progress
 
     def hand_back(self) -> None:
         """End it, unless it is over, and have the job returned to the queue untouched."""
@@ -104,13 +112,16 @@ class Executor:
         secrets: GetSecrets,
         clock: Clock,
         rng: Random,
+        on_progress: Callable[[Running], None] = lambda _: None,
     ) -> None:
+        """``on_progress`` hears of each attempt that has told its progress; it must not wait."""
         self._runner = runner
         self._versions = versions
         self._profiles = profiles
         self._secrets = secrets
         self._clock = clock
         self._rng = rng
+        self._on_progress = on_progress
 
     def run(self, running: Running, pool: SandboxPool) -> Settlement | None:
         """The attempt from claim to settlement; None when its lease was lost meanwhile.
@@ -191,10 +202,15 @@ class Executor:
             raise TimeoutError(f"loading the code took longer than init_timeout ({spec.init_timeout_ms} ms)") from e
         timings["init_ms"] = slot.init_ms
         call = Invocation(claim.token, claim.id, claim.failures + 1, claim.payload, claim.timeout_ms / 1000)
+
+        def told(progress: bytes) -> None:
+            running.progress = running.mask.json(progress)
+            self._on_progress(running)
+
         sent = time.monotonic()
         running.sent = True
         try:
-            return slot.sandbox.invoke(call, running.logs)
+            return slot.sandbox.invoke(call, running.logs, told)
         except TimeoutError as e:
             raise TimeoutError(f"the attempt took longer than its timeout ({claim.timeout_ms} ms)") from e
         finally:
@@ -255,7 +271,7 @@ class Executor:
             log_truncated=running.logs.truncated,
         )
         result = reply.result if reply is not None and outcome is Outcome.OK else None
-        return Settlement(claim, attempt, decision, result or b"", logs)
+        return Settlement(claim, attempt, decision, result or b"", logs, running.untold or b"")
 
 
 def _outcome_of(reply: CallReply) -> tuple[Outcome, dict[str, Any] | None]:

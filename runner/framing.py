@@ -19,7 +19,7 @@ from bananas.errors import ProtocolError, SandboxDied, SandboxError
 from bananas.protocols import Channel
 from bananas.settings import LIMITS
 
-INIT, READY, INVOKE, RESULT, ERROR, LOG, EXIT = KINDS = range(1, 8)
+INIT, READY, INVOKE, RESULT, ERROR, LOG, EXIT, PROGRESS = KINDS = range(1, 9)
 
 #: Length of all that follows it, kind, call id, length of meta.
 _HEAD = struct.Struct(">IBQI")
@@ -93,7 +93,7 @@ class FrameReader:
         if total > LIMITS.frame_bytes:
             raise ProtocolError(f"the sandbox sent a frame of {total} bytes, the limit is {LIMITS.frame_bytes}")
         if kind not in KINDS:
-            raise ProtocolError(f"the sandbox sent a frame of unknown kind {kind}; known are 1 to {EXIT}")
+            raise ProtocolError(f"the sandbox sent a frame of unknown kind {kind}; known are 1 to {KINDS[-1]}")
         if length < _REST_BYTES or meta_bytes > length - _REST_BYTES:
             raise ProtocolError(
                 f"the sandbox sent a frame whose length {length} does not hold its header of {_REST_BYTES} and "

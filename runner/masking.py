@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from bananas.protocols import Secret
 
 _MASK: Final = b"***"
@@ -26,6 +28,16 @@ class Mask:
         for word in self._words:
             text = text.replace(word, _MASK)
         return text
+
+    def json(self, text: bytes) -> bytes:
+        """JSON text without the values, and still JSON: a mask in place of all of it if need be."""
+        masked = self.text(text)
+        if masked != text:
+            try:
+                msgspec.json.decode(masked, type=msgspec.Raw)
+            except msgspec.DecodeError:
+                return b'"%s"' % _MASK
+        return masked
 
     def error(self, error: dict[str, Any] | None) -> dict[str, Any] | None:
         """An error without the values in its texts."""

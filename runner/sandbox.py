@@ -1,8 +1,8 @@
 """A sandbox: a hardened container, a directory that it sees read-only, and one connection to the shim in it.
 
 The runner listens, the shim connects: readiness is ``accept()``, there is exactly one connection, and then the listener
-is gone. Layout of the directory, at ``/run/bananas`` inside: ``shim/ boot.json s e`` from the start, ``code/ deps/``
-once bound.
+is gone. Layout of the directory, at ``/run/bananas`` inside: ``shim/ sdk/ boot.json s e`` from the start, ``code/
+deps/`` once bound.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import gevent
 import msgspec
 
+import bananas_sdk
 from bananas.errors import ConfigError, EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
@@ -37,8 +38,10 @@ CONNECT_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 2
 _COMMAND = ["python3", "-I", "-B", "-u", f"{docker_driver.MOUNT}/shim/keeper.py"]
 _SHIM = Path(__file__).parent / "shim" / "python"
+_SDK = Path(bananas_sdk.__file__)
 
 OnLog = Callable[[bytes], None]
+OnProgress = Callable[[bytes], None]
 
 
 class DockerSandbox:
@@ -64,6 +67,8 @@ class DockerSandbox:
         self._engine = engine
         self._bundles = bundles
         self._relay = relay
+        #: What is being answered at the moment.
+        self._exchange = _Exchange(0, None)
         #: Set by the first terminate().
         self._exit: ExitInfo | None = None
         #: What the shim's guard said of the end, if that came before terminate().
@@ -98,9 +103,10 @@ class DockerSandbox:
             raise HandlerLoadError(_clean_error(frame.meta))
         return (time.monotonic() - began) * 1000
 
-    def invoke(self, call: Invocation, on_log: OnLog) -> CallReply:
+    def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """One call; the deadline runs from the ``invoke`` frame."""
         began = time.monotonic()
+        self._exchange = _Exchange(call.call_id, on_progress)
         meta = {"job": call.job_id, "attempt": call.attempt, "timeout_ms": round(call.timeout_s * 1000)}
         self._send(framing.INVOKE, call.call_id, meta, call.payload)
         answers = (framing.RESULT, framing.ERROR)
@@ -110,7 +116,7 @@ class DockerSandbox:
         why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]
         if frame.kind == framing.ERROR:
             return CallReply(None, _clean_error(frame.meta), reusable, why_not, run_ms)
-        return CallReply(_checked_json(frame.body), None, reusable, why_not, run_ms)
+        return CallReply(_checked_json(frame.body, "result", LIMITS.result_bytes), None, reusable, why_not, run_ms)
 
     @property
     def is_alive(self) -> bool:
@@ -154,14 +160,15 @@ class DockerSandbox:
 
     def _last_words(self, on_log: OnLog) -> ExitInfo:
         deadline = time.monotonic() + END_TIMEOUT_S
-        flood = _Flood()
         try:
             self._channel.half_close()
             while True:
                 frame = self._reader.read(max(0.0, deadline - time.monotonic()))
                 if frame.kind == framing.LOG:
-                    flood.passes(frame)
+                    self._exchange.log(frame)
                     on_log(frame.body)
+                elif frame.kind == framing.PROGRESS:
+                    self._exchange.progress(frame)
                 elif frame.kind == framing.EXIT:
                     self._reported = _exit_info(frame.meta)
                     self._ordered = frame.meta.get("ordered") is True
@@ -176,13 +183,14 @@ class DockerSandbox:
             raise SandboxDied(f"sandbox {self.id} took no more input: {e}") from e
 
     def _read_until(self, call_id: int, kinds: Sequence[int], deadline: float, on_log: OnLog) -> framing.Frame:
-        flood = _Flood()
         while True:
             frame = self._reader.read(max(0.0, deadline - time.monotonic()))
             if frame.kind == framing.LOG:
-                flood.passes(frame)
+                self._exchange.log(frame)
                 if frame.call_id == call_id:
                     on_log(frame.body)
+            elif frame.kind == framing.PROGRESS:
+                self._exchange.progress(frame)
             elif frame.kind == framing.EXIT:
                 self._reported = _exit_info(frame.meta)
                 raise SandboxDied(self._reported.describe())
@@ -194,20 +202,26 @@ class DockerSandbox:
 
 #: A frame without output only reports a cut, once in an exchange.
 _EMPTY_FRAMES = 16
+#: The shim sends 5 frames of progress per second, counted from its begin, however long nobody read them.
+_PROGRESS_FRAMES, _PROGRESS_FRAMES_PER_S = 16, 10
 
 
-class _Flood:
-    """Bounds the log frames of one exchange: the shim keeps to its cap, so more of them are forged. Reading lets no
-    other greenlet run while there is data, so this does, now and then.
+class _Exchange:
+    """What an ``init`` or a call brings besides its answer, within bounds: the shim keeps to its caps, so more than
+    that is forged. Reading lets no other greenlet run while there is data, so this does, now and then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call_id: int, on_progress: OnProgress | None) -> None:
+        self._call_id = call_id
+        self._on_progress = on_progress
+        self._began_s = time.monotonic()
         self._frames = 0
         self._bytes = 0
         self._empty = 0
+        self._told = 0
 
-    def passes(self, frame: framing.Frame) -> None:
-        """Count a frame; raises ProtocolError when there are too many."""
+    def log(self, frame: framing.Frame) -> None:
+        """Count a frame of output; raises ProtocolError when there are too many."""
         self._frames += 1
         self._bytes += len(frame.body)
         self._empty += not frame.body
@@ -216,6 +230,15 @@ class _Flood:
             raise ProtocolError(f"the sandbox sent more log frames than its cap of {LIMITS.log_bytes} bytes allows")
         if self._frames % 64 == 0:
             gevent.sleep(0)
+
+    def progress(self, frame: framing.Frame) -> None:
+        """Pass a frame of progress on; raises ProtocolError when it is none, or faster than the shim sends them."""
+        self._told += 1
+        if self._told > _PROGRESS_FRAMES + _PROGRESS_FRAMES_PER_S * (time.monotonic() - self._began_s):
+            raise ProtocolError(f"the sandbox told its progress {self._told} times, more often than its shim does")
+        if self._on_progress is None or frame.call_id != self._call_id:
+            raise ProtocolError(f"the sandbox told the progress of call {frame.call_id}, which does not run")
+        self._on_progress(_checked_json(frame.body, "progress", LIMITS.progress_bytes))
 
 
 class DockerSandboxFactory:
@@ -228,12 +251,13 @@ class DockerSandboxFactory:
         self._directory = directory
         self._labels = labels
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._shim = directory / "shim"
-        if not self._shim.exists():
-            shutil.copytree(_SHIM, self._shim, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
-            for path in self._shim.rglob("*"):
+        self._kit = directory / "kit"
+        if not self._kit.exists():
+            shutil.copytree(_SHIM, self._kit / "shim", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+            (self._kit / "sdk").mkdir()
+            shutil.copyfile(_SDK, self._kit / "sdk" / _SDK.name)
+            for path in self._kit.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o444)
-            self._shim.chmod(0o755)
 
     def create(self, profile: SandboxProfile) -> DockerSandbox:
         """A connected stem. Whatever fails, nothing is left behind."""
@@ -246,7 +270,8 @@ class DockerSandboxFactory:
             directory.mkdir(mode=0o755)
             directory.chmod(0o755)
             routes = egress.plan(profile.egress)
-            link_tree(self._shim, directory / "shim")
+            for part in ("shim", "sdk"):
+                link_tree(self._kit / part, directory / part)
             boot = {"protocol": PROTOCOL, "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes]}
             (directory / "boot.json").write_text(json.dumps(boot), "utf-8")
             (directory / "boot.json").chmod(0o444)
@@ -319,13 +344,13 @@ def _clean_error(meta: dict[str, Any]) -> dict[str, Any]:
     return error
 
 
-def _checked_json(body: bytes) -> bytes:
-    """The result, if it is JSON of a bearable size: user code may have written anything to the socket."""
-    if len(body) > LIMITS.result_bytes:
-        raise ProtocolError(f"the sandbox sent a result of {len(body)} bytes, the limit is {LIMITS.result_bytes}")
+def _checked_json(body: bytes, what: str, limit_bytes: int) -> bytes:
+    """The bytes, if they are JSON of a bearable size: user code may have written anything to the socket."""
+    if len(body) > limit_bytes:
+        raise ProtocolError(f"the sandbox sent a {what} of {len(body)} bytes, the limit is {limit_bytes}")
     try:
         body.decode("utf-8")
         msgspec.json.decode(body, type=msgspec.Raw)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as e:
-        raise ProtocolError(f"the sandbox sent a result that is not JSON, or nested too deeply: {e}") from e
+        raise ProtocolError(f"the sandbox sent a {what} that is not JSON, or nested too deeply: {e}") from e
     return body

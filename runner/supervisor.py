@@ -38,6 +38,7 @@ from runner.maintenance.janitor import Janitor
 from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
 from runner.pool import SandboxPool, profile_of
+from runner.progress import ProgressTeller
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.worker import Bell, Inbox, Worker
@@ -107,7 +108,10 @@ class Supervisor:
         catalog = self._catalog = Catalog(
             self._registry.version, secrets.fetch, lambda: images.discover(engine.client, settings.python_image)
         )
-        executor = Executor(host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom())
+        teller = ProgressTeller(self._on_crash, self._queue)
+        executor = Executor(
+            host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom(), teller.told
+        )
         self._promoter = Promoter(self._on_crash, self._queue)
         self._worker = Worker(
             self._on_crash,
@@ -124,6 +128,7 @@ class Supervisor:
             Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools),
+            teller,
             self._promoter,
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
             Janitor(self._on_crash, self._queue, host, bundles),

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Below the root of the checkout, since that is the build context.
 STAGE = ROOT / ".bananas/compose"
 PACKAGES = ("bananas", "gateway", "runner")
+SDK = "bananas_sdk.py"
 BASE_IMAGE = "bananas/base:local"
 REDIS_IMAGE = "bananas/redis:local"
 #: For `bananas deploy` and `bananas dev`, on the machine of whoever develops; uv alone would double the image.
@@ -57,6 +58,7 @@ def prepare(base: RuntimeInfo, stage: Path = STAGE) -> Path:
             requirements.install(wanted, base.abi, site)
         for name in PACKAGES:
             shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / SDK, site / SDK)
         if native:
             # The containers' root is read-only, so they could never keep what they compile.
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH

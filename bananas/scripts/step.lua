@@ -7,9 +7,10 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 runner, 3 lease ms, 4 push bytes, 5 reply list length, 6 history lines, 7 dead letter ttl ms,
---          8 number of settlements, 9 number of pools; then 12 values per settlement: id, token,
+--          8 number of settlements, 9 number of pools; then 13 values per settlement: id, token,
 --          action (complete|retry|dead|back), delay ms, outcome, reason, result, error (JSON), attempt (JSON), logs,
---          duration bucket ('' = none), run ms; then 2 values per pool: name, free slots (0 = only ring again)
+--          duration bucket ('' = none), run ms, progress (JSON or ''); then 2 values per pool: name, free slots (0 =
+--          only ring again)
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
 --          called:<function>, busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
 -- returns  {now, next due or -1, revision of the pools, {1|0 per settlement}, {claim...}}; a claim is {id, token,
@@ -35,13 +36,14 @@ local function free_up(fn)
   end
 end
 
-local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms)
+local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms, progress)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued')
   if j[1] ~= token or not lease_drop(id, j[2], j[3]) then return 0 end
   free_up(j[2])
   pools_freed[j[3]] = true
   remember(key, attempt, logs, keep)
+  if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
   count('outcome:' .. j[2] .. ':' .. outcome)
   if bucket ~= '' then
     count('ms:' .. j[2] .. ':' .. bucket)
@@ -68,8 +70,8 @@ local settled = {}
 for i = 1, settlements do
   local a = ARGV
   settled[i] = settle(a[at], a[at + 1], a[at + 2], a[at + 3], a[at + 4], a[at + 5], a[at + 6], a[at + 7], a[at + 8],
-    a[at + 9], a[at + 10], a[at + 11])
-  at = at + 12
+    a[at + 9], a[at + 10], a[at + 11], a[at + 12])
+  at = at + 13
 end
 give_back(backs)
 for _, fn in ipairs(freed) do unpark(fn) end

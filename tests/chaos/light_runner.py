@@ -28,7 +28,7 @@ from bananas.protocols import CallReply, ExitInfo, Invocation, SandboxProfile  #
 from bananas.secrets import Secrets  # noqa: E402
 from bananas.settings import Settings  # noqa: E402
 from bananas.spec import RuntimeInfo  # noqa: E402
-from bananas.testing import FakeSandbox, FakeSandboxFactory, OnLog  # noqa: E402
+from bananas.testing import FakeSandbox, FakeSandboxFactory, OnLog, OnProgress  # noqa: E402
 from runner.catalog import Catalog  # noqa: E402
 from runner.executor import Executor  # noqa: E402
 from runner.heartbeat import Fence, Heartbeat  # noqa: E402
@@ -49,7 +49,7 @@ class JournalSandbox(FakeSandbox):
         self._journal = journal
         self._ended = Event()
 
-    def invoke(self, call: Invocation, on_log: OnLog) -> CallReply:
+    def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """Wait ``run_ms``, then fail as often as the event says, else return token and nonce."""
         event = json.loads(call.payload)
         nonce = self._journal.begin(call.job_id, call.call_id, call.attempt)

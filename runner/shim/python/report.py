@@ -18,17 +18,34 @@ def describe(exc: BaseException, where: str) -> dict[str, Any]:
 
     ``where`` it was raised is part of some messages. Never raises, whatever user code made of its exception class.
     """
-    error: dict[str, Any] = {"type": type(exc).__name__, "message": clip(_text(exc, where), MESSAGE_CHARS)}
+    error: dict[str, Any] = {"type": _name(exc), "message": clip(_text(exc, where), MESSAGE_CHARS)}
     try:
         error["traceback"] = clip(_traceback(exc), TRACEBACK_CHARS)
         if getattr(exc, "permanent", False):
             error["permanent"] = True
-        retry_after_s = getattr(exc, "retry_after_s", None)
-        if isinstance(retry_after_s, (int, float)) and math.isfinite(retry_after_s) and retry_after_s >= 0:
-            error["retry_after_s"] = float(retry_after_s)
-    except Exception as e:  # noqa: BLE001 - properties and __str__ of user classes may raise anything
-        error["message"] = clip(f"{error['message']} (describing it failed: {type(e).__name__})", MESSAGE_CHARS)
+        if (seconds := _seconds(getattr(exc, "retry_after_s", None))) is not None:
+            error["retry_after_s"] = seconds
+    except BaseException as e:  # noqa: BLE001 - properties and __str__ of user classes may raise anything
+        error["message"] = clip(f"{error['message']} (describing it failed: {_name(e)})", MESSAGE_CHARS)
     return error
+
+
+def _name(exc: BaseException) -> str:
+    """The real name of the class, which a metaclass may hide behind anything."""
+    name: str = type.__dict__["__name__"].__get__(type(exc))
+    return name
+
+
+def _seconds(value: object) -> float | None:
+    """A delay; None when it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        # Of the number itself, whatever a subclass says.
+        seconds = float.__float__(value) if isinstance(value, float) else int.__float__(value)
+    except OverflowError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def clip(text: str, limit_chars: int) -> str:
@@ -44,9 +61,9 @@ def _text(exc: BaseException, where: str) -> str:
     try:
         if isinstance(exc, SystemExit):
             return f"sys.exit({exc.code!r}) was called {where}; return, or raise another exception, instead"
-        return str(exc)
-    except Exception as e:  # noqa: BLE001 - user code's __str__
-        return f"<its text is not available: __str__ raised {type(e).__name__}>"
+        return "".join([str(exc)])  # of a str itself, also when it is of a subclass
+    except BaseException as e:  # noqa: BLE001 - user code's __str__
+        return f"<its text is not available: __str__ raised {_name(e)}>"
 
 
 def _traceback(exc: BaseException) -> str:

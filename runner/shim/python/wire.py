@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
 
 PROTOCOL = 1
-INIT, READY, INVOKE, RESULT, ERROR, LOG, EXIT = range(1, 8)
+INIT, READY, INVOKE, RESULT, ERROR, LOG, EXIT, PROGRESS = range(1, 9)
 FRAME_BYTES = 4 * 1024 * 1024
 #: The kernel takes this much in one piece: a process that is killed has sent such a frame wholly or not at all.
 WHOLE_BYTES = 32 * 1024

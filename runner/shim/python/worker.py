@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import logs, wire
 from .children import Children
 from .context import Context
+from .progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,12 +119,15 @@ class Worker:
         self._link = link
         self._logs = output
         self._children = children
+        self._progress = Progress(link, output.lock)
         self._pid = os.getpid()
         self._was_init = False
         self._handler: Callable[[Any, Context], Any] | None = None
         self._function = ""
         self._version = ""
         self._result_bytes = 0
+        # Where the SDK looks, whichever copy of it the function imports.
+        sys.modules[__package__].tell_progress = self._progress.tell  # type: ignore[attr-defined]
 
     def serve(self) -> None:
         """Answer frames until the runner sends no more."""
@@ -170,12 +174,14 @@ class Worker:
             time.tzset()
         code = os.path.join(self._root, "code")
         sys.path[:0] = [code, os.path.join(self._root, "deps")] if meta["deps"] else [code]
+        sys.path.append(os.path.join(self._root, "sdk"))
         os.chdir(code)
 
     def _invoke(self, call_id: int, meta: dict[str, Any], payload: bytes) -> None:
         assert self._handler is not None
         began_s = time.perf_counter()
         self._logs.begin(call_id)
+        self._progress.begin(call_id)
         context = Context(self._function, self._version, meta["job"], meta["attempt"], meta["timeout_ms"] / 1000)
         try:
             result = self._handler(json.loads(payload.decode()), context)
@@ -202,6 +208,7 @@ class Worker:
     def _answer(self, kind: int, call_id: int, meta: bytes, body: bytes) -> None:
         logs.flush()
         with self._logs.lock:
+            self._progress.finish()
             self._logs.finish()
             self._link.send(kind, call_id, meta, body)
 
