@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
-from queue import Queue as Results
 from random import Random
 from typing import Any
 
@@ -154,7 +153,7 @@ def record(url: str, connections: Connections, seed: int, rounds: int) -> list[l
     return histories
 
 
-def _round(connections: Connections, barrier: Barrier, results: Results[Any]) -> list[Call]:
+def _round(connections: Connections, barrier: Barrier, results: Any) -> list[Call]:
     client = connections.commands
     for name in ("job:*", "lane:*", "stride:*", "bell:*", "running:*", "busy:*", "inbox:*"):
         if found := client.keys(keys.PREFIX + name):

@@ -31,9 +31,9 @@ SIZES: dict[str, tuple[float, float, float]] = {
 }
 #: The kinds of jobs and how many of 1,000 are of each.
 MIX = {
-    "quick": 632,
+    "quick": 592,
     "short": 150,
-    "slow": 40,
+    "slow": 80,
     "flaky": 50,
     "hopeless": 10,
     "permanent": 10,

@@ -65,6 +65,8 @@ class Storm:
         self.gone: list[Process] = []
         self.sent: list[Sent] = []
         self.disruptions: list[Disruption] = []
+        #: How much is where, when last looked.
+        self.left: dict[str, int] = {}
         self._numbers = itertools.count()
         self._deploy()
 
@@ -202,7 +204,6 @@ class Storm:
                 return False
             return not any(self.left.values())
 
-        self.left: dict[str, int] = {}
         try:
             until(is_quiet, deadline_s, "every job to be over")
         except AssertionError as e:

@@ -123,6 +123,8 @@ class Judge:
         self._sent = sent
         self._disruptions = disruptions
         self._by_job: dict[str, list[Execution]] = defaultdict(list)
+        #: Any runner's claims and reports may have been lost on the way.
+        self._anybody = any(d.kind in ("clients", "redis") for d in disruptions)
         self._stopped = {name for d in disruptions if d.kind != "restart" for name in d.runners}
 
     def judge(self, executions: Sequence[Execution]) -> Verdict:
@@ -177,9 +179,7 @@ class Judge:
         if over_budget or any(outcomes[outcome] for outcome in _BURNT):
             verdict.burnt.append(f"{record.id} ({sent.plan.kind}): {dict(outcomes)}")
         for line in history:
-            is_excused = (
-                line["runner"] in self._stopped or verdict.disruptions["clients"] or verdict.disruptions["redis"]
-            )
+            is_excused = line["runner"] in self._stopped or self._anybody
             if line["outcome"] == "lost" and not is_excused:
                 verdict.burnt.append(f"{record.id}: lost by {line['runner']}, which nothing was done to")
 
@@ -196,10 +196,14 @@ class Judge:
         for line in history:
             if line["outcome"] != "lost":
                 continue
-            cause = next((d for d in self._disruptions if line["runner"] in d.runners), None)
             again = next((e for e in self._by_job[job_id] if e.token > line["token"]), None)
-            if cause is None or again is None:
+            if again is None:
                 continue
+            # A runner may be stalled more than once.
+            causes = [d for d in self._disruptions if line["runner"] in d.runners and d.at_s < again.begun_s]
+            if not causes:
+                continue
+            cause = causes[-1]
             if any(d.kind == "redis" and cause.at_s < d.until_s and d.at_s < again.begun_s for d in self._disruptions):
                 continue  # after an outage the reaper gives everybody one more lease
             self.verdict.recoveries_s.append(again.begun_s - cause.at_s)
