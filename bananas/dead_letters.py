@@ -92,16 +92,18 @@ class DeadLetters:
         payload: bytes | None = None,
         interval_ms: int = 0,
         version: Literal["current", "same"] = "current",
+        delay_ms: int = 0,
     ) -> list[JobState | errors.BananasError]:
         """Put letters back into the queue, each ``interval_ms`` after the one before; the state or error of each.
 
         Args:
             payload: JSON text that replaces theirs; None keeps it.
             version: ``current`` runs the code and settings of now, ``same`` those that failed.
+            delay_ms: from now until the first.
         """
         if not ids:
             return []
-        args = [version, interval_ms, LIMITS.queued_jobs, LIMITS.old_version_s * 1000]
+        args = [version, delay_ms, interval_ms, LIMITS.queued_jobs, LIMITS.old_version_s * 1000]
         answers = self._run("replay", *args, int(payload is not None), payload or b"", *ids)
         return [self._replayed(job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
 
@@ -112,11 +114,12 @@ class DeadLetters:
         version: Literal["current", "same"] = "current",
         cursor: str | None = None,
         limit: int = 100,
+        delay_ms: int = 0,
     ) -> Moved:
         """Put back at most ``limit`` letters that match; call again with the cursor for the rest."""
         page = self.page(wanted, cursor, limit)
         ids = [letter.id for letter in page.letters]
-        answers = dict(zip(ids, self.replay(ids, None, interval_ms, version), strict=True))
+        answers = dict(zip(ids, self.replay(ids, None, interval_ms, version, delay_ms), strict=True))
         refused = {job_id: e for job_id, e in answers.items() if isinstance(e, errors.BananasError)}
         return Moved([job_id for job_id in ids if job_id not in refused], refused, page.cursor)
 

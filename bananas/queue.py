@@ -65,6 +65,16 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What one function does right now."""
+
+    #: Attempts that a runner holds.
+    running: int
+    #: Jobs set aside because of its ``max_concurrency``.
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """What one look at some records found."""
 
@@ -157,6 +167,14 @@ class Queue:
         with self._connections.guard():
             return list(self._connections.commands.hmget(keys.job(job_id), codec.RECORD))
 
+    def payload(self, job_id: str) -> bytes:
+        """What the job is called with, as it was sent; raises UnknownJob or JobExpired."""
+        with self._connections.guard():
+            payload = self._connections.commands.hget(keys.job(job_id), "payload")
+        if payload is None:
+            raise self._gone(job_id)
+        return bytes(payload)
+
     def logs(self, job_id: str) -> dict[int, bytes]:
         """What each attempt printed, by token, oldest first; raises UnknownJob or JobExpired."""
         record = self.show(job_id)
@@ -196,6 +214,17 @@ class Queue:
             started = since.get(head)
             out.append(LaneDepth(pool, priority, queued, max(0, now_ms - int(started)) if started else 0))
         return out
+
+    def activity(self, functions: Sequence[str]) -> dict[str, Activity]:
+        """What each of the functions does."""
+        with self._connections.guard():
+            pipe = self._connections.commands.pipeline(transaction=False)
+            for name in functions:
+                pipe.scard(keys.running(name))
+                pipe.zcard(keys.parked(name))
+            sizes = pipe.execute()
+        pairs = zip(functions, sizes[::2], sizes[1::2], strict=True)
+        return {name: Activity(running, parked) for name, running, parked in pairs}
 
     def counts(self) -> Counts:
         """Sizes and counters, for /metrics."""

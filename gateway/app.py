@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from flask import Flask, Response
 
+from bananas.dead_letters import DeadLetters
 from bananas.errors import RedisUnavailable, UnknownFunction
 from bananas.health import Health
 from bananas.queue import Queue
@@ -13,8 +12,10 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
-from gateway import guard, listen, problems
+from gateway import guard, hints, listen, problems
 from gateway.invoke import Invoker
+from gateway.live import LiveRunners
+from gateway.routes.dead import DeadRoutes
 from gateway.routes.functions import FunctionRoutes
 from gateway.routes.jobs import JobRoutes
 from gateway.routes.operate import OperateRoutes
@@ -28,11 +29,18 @@ def from_env() -> Flask:
     connections = Connections(settings.require_redis_url())
     queue = Queue(connections)
     secrets = Secrets(connections, SecretBox.from_settings(settings))
-    return create_app(settings, queue, Registry(connections), Waiters(queue), Health(connections), secrets)
+    parts = (queue, Registry(connections), Waiters(queue), Health(connections), secrets, DeadLetters(connections))
+    return create_app(settings, *parts)
 
 
 def create_app(
-    settings: Settings, queue: Queue, registry: Registry, waiters: Waiters, health: Health, secrets: Secrets
+    settings: Settings,
+    queue: Queue,
+    registry: Registry,
+    waiters: Waiters,
+    health: Health,
+    secrets: Secrets,
+    dead: DeadLetters,
 ) -> Flask:
     """All routes over the given parts; nothing global, so several apps can live in one process."""
     app = Flask("gateway", static_folder=None)
@@ -42,8 +50,10 @@ def create_app(
         app.before_request(guard.host_check(settings.hosts))
     problems.register(app)
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
-    app.register_blueprint(JobRoutes(queue, waiters).blueprint())
-    app.register_blueprint(FunctionRoutes(registry, Invoker(queue, registry, waiters)).blueprint())
+    live = LiveRunners(registry)
+    app.register_blueprint(JobRoutes(queue, registry, waiters, live).blueprint())
+    app.register_blueprint(DeadRoutes(dead, queue, registry).blueprint())
+    app.register_blueprint(FunctionRoutes(queue, registry, Invoker(queue, registry, waiters, live)).blueprint())
     app.register_blueprint(OperateRoutes(queue, registry, health).blueprint())
     app.register_blueprint(SecretRoutes(secrets, registry).blueprint())
     return app
@@ -51,16 +61,8 @@ def create_app(
 
 def _with_hint(error: UnknownFunction, registry: Registry) -> Response:
     """The problem of an unknown function, with the nearest name that is known."""
-    wanted = str(error.details.get("function", ""))
     try:
-        names = registry.names()
+        detail, facts = hints.unknown_function(error, registry.names())
     except RedisUnavailable as e:
         return problems.of_error(e)
-    close = difflib.get_close_matches(wanted, names, n=1)
-    if close:
-        hint = f"; did you mean {close[0]!r}?"
-    elif names:
-        hint = f"; deployed are {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
-    else:
-        hint = "; none is: run `bananas deploy` first"
-    return problems.problem(error.code, f"{error}{hint}", function=wanted, did_you_mean=close[0] if close else None)
+    return problems.problem(error.code, detail, **facts)

@@ -1,14 +1,14 @@
 """A synchronous call: enqueue with one attempt, wait for its end, say it in HTTP. Called by ``routes/functions.py``.
 
 Whoever waits has a deadline, and whatever ends the wait early (deadline, client gone, gateway stopping, no runner) also
-cancels the job: nobody is left to take its result.
+cancels the job: nobody is left to take its result. Not so with an ``Idempotency-Key``: its caller may come back, so the
+job goes on, and who comes with the same key waits for the same job.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final
 
 import msgspec
@@ -17,17 +17,15 @@ from flask import Response
 from bananas.errors import BananasError, JobExpired, JobFinished, NoLiveRunner, RedisUnavailable, UnknownJob
 from bananas.job import Enqueued, JobState, NewJob, Outcome, Reply
 from bananas.queue import Queue
-from bananas.registry import Registry, RunnerInfo
+from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import hangup, records
+from gateway.live import LiveRunners, start_one
 from gateway.problems import problem
 from gateway.wait import Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
-#: How old the list of live runners may be when it says that a pool is served, and when it says that none does.
-_LIVE_S: Final = 1.0
-_DEAD_S: Final = 0.1
 #: Versions whose loading time is remembered; a version never changes.
 _VERSIONS: Final = 1000
 #: nginx's status for a client that did not wait; nobody reads it.
@@ -46,62 +44,66 @@ _CODES: Final = {
 }
 
 
-class LiveRunners:
-    """Which pools somebody serves, asked of Redis at most once in a second while all is well."""
-
-    def __init__(self, registry: Registry, mono_s: Callable[[], float] = time.monotonic) -> None:
-        self._registry = registry
-        self._mono_s = mono_s
-        self._runners: list[RunnerInfo] = []
-        self._asked_s = float("-inf")
-
-    def serve(self, pool: str) -> bool:
-        """True when a live runner takes jobs of the pool."""
-        age_s = self._mono_s() - self._asked_s
-        if age_s < _LIVE_S and any(runner.serves(pool) for runner in self._runners):
-            return True
-        if age_s >= _DEAD_S:
-            self._runners = self._registry.runners()
-            self._asked_s = self._mono_s()
-        return any(runner.serves(pool) for runner in self._runners)
-
-
 class Invoker:
     """Makes synchronous calls; one for each gateway process."""
 
-    def __init__(self, queue: Queue, registry: Registry, waiters: Waiters) -> None:
+    def __init__(self, queue: Queue, registry: Registry, waiters: Waiters, live: LiveRunners) -> None:
         self._queue = queue
         self._registry = registry
         self._waiters = waiters
-        self._live = LiveRunners(registry)
+        self._live = live
         self._init_ms: dict[tuple[str, str], int] = {}
 
-    def call(self, function: str, payload: bytes, environ: dict[str, Any]) -> Response:
+    def call(self, function: str, payload: bytes, environ: dict[str, Any], key: str | None = None) -> Response:
         """Run it once and answer; ``environ`` is the request's, for noticing that its client hangs up.
 
-        Raises UnknownFunction, QueueFull, NoLiveRunner, RedisUnavailable, or Unavailable when the gateway stops.
+        ``key``: the call's ``Idempotency-Key``. Raises UnknownFunction, QueueFull, NoLiveRunner, RedisUnavailable, or
+        Unavailable when the gateway stops.
         """
-        job = NewJob(function, payload, max_retries=0, expires_after_ms=LIMITS.sync_queue_s * 1000)
-        with self._waiters.expect(job.id) as waiter, hangup.watched(environ, waiter.abandon):
+        job = NewJob(function, payload, max_retries=0, expires_after_ms=LIMITS.sync_queue_s * 1000, unique_key=key)
+        if key is not None:
+            # Before it is queued: the key would go on standing for a call that could not be.
+            self._check_served(function, self._registry.current(function).spec.pool)
+        with ExitStack() as stack:
+            waiter = stack.enter_context(self._waiters.expect(job.id))
+            stack.enter_context(hangup.watched(environ, waiter.abandon))
             queued = waiter.submit(job)
             try:
-                if not self._live.serve(queued.pool) and not waiter.is_over:
-                    raise NoLiveRunner(
-                        f"no live runner serves pool {queued.pool!r} of function {function!r}; start one with "
-                        "`bananas runner`, or look at GET /runners",
-                        pool=queued.pool,
-                    )
-                reply = waiter.wait(self._budget_s(function, queued)) or self._overdue(waiter)
+                if queued.duplicate:
+                    waiter = self._join(queued, waiter, stack, environ)
+                elif not waiter.is_over:
+                    self._check_served(function, queued.pool)
+                reply = waiter.wait(0 if waiter.is_over else self._budget_s(function, queued))
+                if reply is None:
+                    reply = self._overdue(waiter, key)
             except hangup.ClientGone:
-                self._cancel(job.id)
+                self._cancel(queued.id, key)
                 return Response(status=_CLIENT_CLOSED)
             except BananasError as e:
-                self._cancel(job.id)
-                e.details["job"] = job.id
+                self._cancel(queued.id, key)
+                e.details["job"] = queued.id
                 raise
-        if reply is None:
-            return self._too_slow(function, queued)
-        return self._answer(function, queued, reply)
+        answer = self._too_slow(function, queued, key) if reply is None else self._answer(function, queued, reply)
+        if queued.duplicate:
+            answer.headers["Bananas-Duplicate"] = "true"
+        return answer
+
+    def _join(self, queued: Enqueued, own: Waiter, stack: ExitStack, environ: dict[str, Any]) -> Waiter:
+        """Wait for an earlier call with the same key instead of for one's own job, which is not there."""
+        waiter = stack.enter_context(self._waiters.expect(queued.id))
+        if own.is_over:
+            own.wait(0)  # its client went meanwhile
+        stack.enter_context(hangup.watched(environ, waiter.abandon))
+        waiter.ask()
+        return waiter
+
+    def _check_served(self, function: str, pool: str) -> None:
+        if not self._live.serve(pool):
+            raise NoLiveRunner(
+                f"no live runner serves pool {pool!r} of function {function!r}; {start_one(pool)}, "
+                "or look at GET /runners",
+                pool=pool,
+            )
 
     def _budget_s(self, function: str, queued: Enqueued) -> float:
         """Everything that may pass until the answer: its turn, loading the code, one run."""
@@ -115,8 +117,10 @@ class Invoker:
             self._init_ms[key] = self._registry.version(function, version).spec.init_timeout_ms
         return self._init_ms[key]
 
-    def _cancel(self, job_id: str) -> None:
-        """Nobody waits for it any more."""
+    def _cancel(self, job_id: str, key: str | None) -> None:
+        """Nobody waits for it any more, unless somebody comes back with the key."""
+        if key is not None:
+            return
         try:
             self._queue.cancel(job_id)
         except (JobFinished, UnknownJob, JobExpired):
@@ -124,8 +128,10 @@ class Invoker:
         except RedisUnavailable as e:
             log.warning("job=%s was given up by its caller but could not be cancelled: %s", job_id, e)
 
-    def _overdue(self, waiter: Waiter) -> Reply | None:
-        """The deadline is over: cancel the job, unless it ended at this very moment."""
+    def _overdue(self, waiter: Waiter, key: str | None) -> Reply | None:
+        """The deadline is over: cancel the job, unless it ended at this very moment or its caller may come back."""
+        if key is not None:
+            return None
         try:
             self._queue.cancel(waiter.job_id)
         except JobFinished:
@@ -133,7 +139,7 @@ class Invoker:
             return waiter.wait(0)
         return None
 
-    def _too_slow(self, function: str, queued: Enqueued) -> Response:
+    def _too_slow(self, function: str, queued: Enqueued, key: str | None) -> Response:
         """Our own deadline struck. What the job went through so far says why."""
         record = self._queue.show(queued.id)
         last = records.report(record.history[-1]) if record.history else None
@@ -143,6 +149,8 @@ class Invoker:
             detail += f": no sandbox of pool {queued.pool!r} became free"
         elif why:
             detail += f"; its last attempt ended with {why}"
+        if key is not None:
+            detail += "; it goes on, and a call with the same key waits for it"
         outcome = last.outcome if last else None
         return problem("timeout", detail, headers={"Bananas-Job-Id": queued.id}, job=queued.id, outcome=outcome)
 

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from bananas import __version__, keys
-from bananas.queue import Counts, LaneDepth, Queue
+from bananas.queue import Activity, Counts, LaneDepth, Queue
 from bananas.registry import Registry, RunnerInfo
 
 #: (bucket as in the counters, its ``le`` in seconds), smallest first.
@@ -27,16 +27,19 @@ def scrape(queue: Queue, registry: Registry) -> tuple[bytes, str]:
     runners = registry.runners()
     depths = queue.depths(list(registry.pools()))
     exposition = CollectorRegistry(auto_describe=False)
-    exposition.register(_Snapshot(queue.counts(), depths, runners))
+    exposition.register(_Snapshot(queue.counts(), depths, queue.activity(registry.names()), runners))
     return generate_latest(exposition), CONTENT_TYPE_LATEST
 
 
 class _Snapshot(Collector):
     """Everything that one scrape tells."""
 
-    def __init__(self, counts: Counts, depths: list[LaneDepth], runners: list[RunnerInfo]) -> None:
+    def __init__(
+        self, counts: Counts, depths: list[LaneDepth], activity: dict[str, Activity], runners: list[RunnerInfo]
+    ) -> None:
         self._counts = counts
         self._depths = depths
+        self._activity = activity
         self._runners = runners
 
     def collect(self) -> Iterable[Metric]:
@@ -45,6 +48,7 @@ class _Snapshot(Collector):
         build.add_metric([__version__], 1)
         yield build
         yield from self._sizes()
+        yield from self._functions()
         yield from self._jobs()
         yield self._durations()
         yield from self._live()
@@ -62,20 +66,35 @@ class _Snapshot(Collector):
         yield GaugeMetricFamily("bananas_scheduled_jobs", "Jobs that wait for their time or a retry", counts.scheduled)
         yield GaugeMetricFamily("bananas_processing_jobs", "Jobs that a runner holds", counts.leased)
         yield GaugeMetricFamily("bananas_dead_letters", "Failed jobs whose records are kept", counts.dead)
+        oldest_s = max(0, counts.now_ms - counts.oldest_dead_ms) / 1000
+        yield GaugeMetricFamily("bananas_dead_letters_oldest_seconds", "Since the oldest of them failed", oldest_s)
+
+    def _functions(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("bananas_running_jobs", "Jobs that a runner holds", labels=["function"])
+        parked = GaugeMetricFamily(
+            "bananas_parked_jobs", "Jobs that wait for their function's max_concurrency", labels=["function"]
+        )
+        for name, activity in self._activity.items():
+            running.add_metric([name], activity.running)
+            parked.add_metric([name], activity.parked)
+        yield from (running, parked)
 
     def _jobs(self) -> Iterator[Metric]:
         accepted = CounterMetricFamily("bananas_jobs_accepted", "Jobs taken into the queue", labels=["function"])
         ended = CounterMetricFamily("bananas_jobs", "Attempts that ended, by outcome", labels=["function", "outcome"])
         dead = CounterMetricFamily("bananas_dead_letters", "Jobs that failed for good", labels=["reason"])
+        repairs = CounterMetricFamily("bananas_queue_repairs", "What the janitor put right", labels=["kind"])
         for name, value in sorted(self._counts.counters.items()):
             match name.split(":"):
+                case ["repaired", kind]:
+                    repairs.add_metric([kind], value)
                 case ["enqueued", function]:
                     accepted.add_metric([function], value)
                 case ["outcome", function, outcome]:
                     ended.add_metric([function, outcome], value)
                 case ["dead", reason]:
                     dead.add_metric([reason], value)
-        yield from (accepted, ended, dead)
+        yield from (accepted, ended, dead, repairs)
         for name, text in _PLAIN.items():
             yield CounterMetricFamily(f"bananas_{name}", text, self._counts.counters.get(_FIELDS.get(name, name), 0))
 
@@ -112,6 +131,13 @@ _PLAIN: Final = {
     "retries": "Attempts that were put off to be tried again",
     "jobs_cancelled": "Jobs that were cancelled",
     "dead_letters_trimmed": "Records of failed jobs dropped because there were too many",
+    "dead_letters_replayed": "Failed jobs that were put back into the queue",
+    "dead_letters_purged": "Records of failed jobs that were dropped by hand",
     "orphans": "Ids that were met without a record",
 }
-_FIELDS: Final = {"jobs_cancelled": "cancelled", "dead_letters_trimmed": "trimmed"}
+_FIELDS: Final = {
+    "jobs_cancelled": "cancelled",
+    "dead_letters_trimmed": "trimmed",
+    "dead_letters_replayed": "replayed",
+    "dead_letters_purged": "purged",
+}

@@ -65,10 +65,14 @@ def problem(code: str, detail: str, *, headers: Mapping[str, str] | None = None,
     return _answer(code, status, title, detail, dict(headers or {}), facts)
 
 
-def _answer(
-    code: str, status: int, title: str, detail: str, headers: dict[str, str], facts: Mapping[str, Any]
-) -> Response:
-    body = {
+def body(code: str, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a problem, for one that is told inside another answer."""
+    status, title = STATUSES.get(code, STATUSES["internal-error"])
+    return _body(code, status, title, detail, facts)
+
+
+def _body(code: str, status: int, title: str, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         **{name: value for name, value in facts.items() if value is not None},
         "type": f"urn:bananas:problem:{code}",
         "title": title,
@@ -76,7 +80,13 @@ def _answer(
         "detail": detail,
         "code": code,
     }
-    return Response(msgspec.json.encode(body), status, headers, mimetype="application/problem+json")
+
+
+def _answer(
+    code: str, status: int, title: str, detail: str, headers: dict[str, str], facts: Mapping[str, Any]
+) -> Response:
+    text = msgspec.json.encode(_body(code, status, title, detail, facts))
+    return Response(text, status, headers, mimetype="application/problem+json")
 
 
 def of_error(error: BananasError) -> Response:

@@ -56,13 +56,27 @@ def describe_error(error: bytes | None) -> str:
     return f"{told.type}: {told.message}" if told else ""
 
 
+def short_error(error: bytes | None, most_chars: int) -> dict[str, str] | None:
+    """Type and message of a stored error, shortened; None without one."""
+    told = _ERROR.decode(error) if error else None
+    if told is None:
+        return None
+    message = told.message if len(told.message) <= most_chars else told.message[:most_chars] + "…"
+    return {"type": told.type, "message": message}
+
+
 def has_logs(record: JobRecord) -> bool:
     """True when some attempt in the record printed something."""
     return any((attempt := report(line)) is not None and attempt.log_bytes > 0 for line in record.history)
 
 
-def public(record: JobRecord, logs: Mapping[int, bytes]) -> dict[str, Any]:
-    """The record as docs/http-api.md shows it; ``logs`` are the attempts' logs by token."""
+def public(record: JobRecord, logs: Mapping[int, bytes], hold_up: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as docs/http-api.md shows it.
+
+    Args:
+        logs: the attempts' logs by token.
+        hold_up: what the job waits for, see ``gateway.live``.
+    """
     return {
         "id": record.id,
         "name": record.function,
@@ -70,6 +84,7 @@ def public(record: JobRecord, logs: Mapping[int, bytes]) -> dict[str, Any]:
         "pool": record.pool,
         "priority": record.priority,
         "status": record.state.value,
+        **hold_up,
         "created_at": iso(record.created_at_ms),
         "scheduled_for": iso(record.due_at_ms),
         "started_at": iso(record.started_at_ms),
@@ -78,6 +93,7 @@ def public(record: JobRecord, logs: Mapping[int, bytes]) -> dict[str, Any]:
         "max_retries": record.max_retries,
         "timeout_ms": record.timeout_ms,
         "reason": record.reason,
+        "progress": raw_json(record.progress),
         "result": raw_json(record.result),
         "error": raw_json(record.error),
         "history": [_attempt(line, logs) for line in record.history],

@@ -49,11 +49,14 @@ class Waiter:
         self._answer: AsyncResult[Reply | None] = AsyncResult()
 
     def submit(self, job: NewJob) -> Enqueued:
-        """Enqueue the job of this waiter and wait for its end; raises what ``Queue.enqueue`` raises."""
+        """Enqueue the job of this waiter and wait for its end; raises what ``Queue.enqueue`` raises.
+
+        When the answer is a duplicate, this job is not there; somebody else must wait for the other one.
+        """
         epoch = self._owner.epoch
         enqueued = self._owner.queue.enqueue(dataclasses.replace(job, reply_to=self._owner.reply_list))
-        self.is_registered = True
-        if self._owner.epoch != epoch:
+        self.is_registered = not enqueued.duplicate
+        if self._owner.epoch != epoch and self.is_registered:
             self.ask()
         return enqueued
 

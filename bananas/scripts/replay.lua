@@ -1,24 +1,24 @@
 -- Put dead letters back into the queue: same id, same history, same pool and priority, a full set of tries.
 --
--- The token stays, so that a report of an old attempt is still refused. The first goes at once and each further one
--- `interval` later.
+-- The token stays, so that a report of an old attempt is still refused. The first goes after `delay` and each further
+-- one `interval` later.
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 'current' (the function's version and settings of now) or 'same' (those of the failed attempts),
---          3 ms between two jobs, 4 most queued jobs, 5 ms that an old version is kept for, 6 1 when there is a payload,
---          7 payload, then ids
+--          3 ms until the first, 4 ms between two, 5 most queued jobs, 6 ms that an old version is kept for,
+--          7 1 when there is a payload, 8 payload, then ids
 -- derived  job:<id>, fn:<function>, version:<function>@<version>, lane:<pool>:<priority>, bell:<pool>, parked:<function>
 --          (read), unique:<function>:<key>
 -- returns  {{'ok', state} | {'missing'} | {'not_dead', state} | {'unknown_function', function}
 --          | {'version_gone', function, version} | {'full', pool, queued} per id}
 local now = now_ms()
-local mode, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local mode, delay, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local function stamp(key, fn, ver)
   local vkey = P .. 'version:' .. fn .. '@' .. ver
   if mode == 'same' then
     if redis.call('EXISTS', vkey) == 0 then return {'version_gone', fn, ver} end
-    if redis.call('PTTL', vkey) > 0 then redis.call('PEXPIRE', vkey, tonumber(ARGV[5])) end
+    if redis.call('PTTL', vkey) > 0 then redis.call('PEXPIRE', vkey, tonumber(ARGV[6])) end
     return nil
   end
   local f = redis.call('HMGET', P .. 'fn:' .. fn, 'version', 'timeout', 'maxr', 'retry', 'ttl')
@@ -43,7 +43,7 @@ local function replay(id, due)
     'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
   redis.call('HDEL', key, 'progress', 'pseq')
   if j[6] and j[6] ~= '' then unique_again(key, id, state) end
-  if ARGV[6] == '1' then redis.call('HSET', key, 'payload', ARGV[7]) end
+  if ARGV[7] == '1' then redis.call('HSET', key, 'payload', ARGV[8]) end
   count('replayed')
   if state == 'scheduled' then
     schedule_push(j[4], id, due)
@@ -53,8 +53,8 @@ local function replay(id, due)
   return {'ok', state}
 end
 
-local answers, due = {}, now
-for i = 8, #ARGV do
+local answers, due = {}, now + delay
+for i = 9, #ARGV do
   local answer = replay(ARGV[i], due)
   if answer[1] == 'ok' then due = due + interval end
   answers[#answers + 1] = answer

@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from bananas.errors import UnknownFunction
+from bananas.queue import Activity, Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, Version
@@ -22,7 +23,8 @@ _DEPLOYMENT_BYTES = 256 * 1024
 class FunctionRoutes:
     """The calls on functions and the archives they are made of."""
 
-    def __init__(self, registry: Registry, invoker: Invoker) -> None:
+    def __init__(self, queue: Queue, registry: Registry, invoker: Invoker) -> None:
+        self._queue = queue
         self._registry = registry
         self._invoker = invoker
 
@@ -39,12 +41,15 @@ class FunctionRoutes:
         return routes
 
     def list(self) -> Response:
-        """The current version of every function."""
-        return json_answer({"functions": [_public(version) for version in self._registry.versions()]})
+        """The current version of every function, and what each does."""
+        versions = self._registry.versions()
+        activity = self._queue.activity([version.function for version in versions])
+        return json_answer({"functions": [_public(version, activity[version.function]) for version in versions]})
 
     def show(self, name: str) -> Response:
         """The current version of one."""
-        return json_answer(_public(self._registry.current(name)))
+        version = self._registry.current(name)
+        return json_answer(_public(version, self._queue.activity([name])[name]))
 
     def deploy(self, name: str) -> Response:
         """Make a version the current one."""
@@ -62,7 +67,8 @@ class FunctionRoutes:
     def invoke(self, name: str) -> Response:
         """A synchronous call."""
         payload = bodies.sync_payload(name, read_body(LIMITS.payload_bytes, what="payload"))
-        return self._invoker.call(name, payload, request.environ)
+        key = bodies.checked_key(request.headers.get(bodies.KEY_HEADER))
+        return self._invoker.call(name, payload, request.environ, key)
 
     def has_bundle(self, sha256: str) -> Response:
         """200 when the archive is here; never its content."""
@@ -75,7 +81,7 @@ class FunctionRoutes:
         return json_answer({"sha256": sha256}, 201)
 
 
-def _public(version: Version) -> dict[str, Any]:
+def _public(version: Version, activity: Activity) -> dict[str, Any]:
     return {
         "name": version.function,
         "version": version.version,
@@ -83,4 +89,6 @@ def _public(version: Version) -> dict[str, Any]:
         "bundles": version.bundles,
         "abi": version.abi,
         "deployed_at": iso(version.deployed_at_ms),
+        "running": activity.running,
+        "parked": activity.parked,
     }

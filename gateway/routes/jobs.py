@@ -1,17 +1,21 @@
-"""``/jobs``: submit, look, wait, cancel, read logs."""
+"""``/jobs``: submit one or many, look, wait, cancel, read payload and logs."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from flask import Blueprint, Response, request
 
-from bananas.errors import UnknownJob
+from bananas.errors import InvalidRequest, UnknownJob
+from bananas.job import Enqueued, NewJob
 from bananas.queue import Queue
+from bananas.registry import Registry
 from bananas.settings import LIMITS
-from gateway import bodies, hangup, records
+from gateway import batch, bodies, hangup, records
 from gateway.answers import json_answer
 from gateway.guard import read_body
+from gateway.live import LiveRunners
 from gateway.wait import Waiters
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -22,38 +26,42 @@ _CLIENT_CLOSED = 499
 class JobRoutes:
     """The calls on jobs."""
 
-    def __init__(self, queue: Queue, waiters: Waiters) -> None:
+    def __init__(self, queue: Queue, registry: Registry, waiters: Waiters, live: LiveRunners) -> None:
         self._queue = queue
+        self._registry = registry
         self._waiters = waiters
+        self._live = live
 
     def blueprint(self) -> Blueprint:
         """The routes, to be registered with the app."""
         routes = Blueprint("jobs", __name__)
         routes.add_url_rule("/jobs", view_func=self.submit, methods=["POST"])
+        routes.add_url_rule("/jobs/batch", view_func=self.submit_many, methods=["POST"])
         routes.add_url_rule("/jobs/<job_id>", view_func=self.show, methods=["GET"])
         routes.add_url_rule("/jobs/<job_id>", view_func=self.cancel, methods=["DELETE"])
+        routes.add_url_rule("/jobs/<job_id>/payload", view_func=self.payload, methods=["GET"])
         routes.add_url_rule("/jobs/<job_id>/logs", view_func=self.logs, methods=["GET"])
         return routes
 
     def submit(self) -> Response:
-        """202 once the job is in Redis."""
-        job = bodies.new_job(read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload"))
+        """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
+        raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload")
+        job = bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER))
         queued = self._queue.enqueue(job)
-        return json_answer(
-            {
-                "id": queued.id,
-                "status": queued.state.value,
-                "name": job.function,
-                "version": queued.version,
-                "pool": queued.pool,
-            },
-            202,
-            {"Location": f"/jobs/{queued.id}"},
-        )
+        location = {"Location": f"/jobs/{queued.id}"}
+        return json_answer(_public(job, queued), 200 if queued.duplicate else 202, location)
+
+    def submit_many(self) -> Response:
+        """One answer for each job: 202 when all were taken, else 207."""
+        if bodies.KEY_HEADER in request.headers:
+            raise InvalidRequest(f"{bodies.KEY_HEADER} cannot stand for a batch; give each of its jobs a unique_key")
+        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"))
+        body, status = batch.answer(batch.submit(self._queue, items), _public, self._registry.names)
+        return json_answer(body, status)
 
     def show(self, job_id: str) -> Response:
         """The record; with ``?wait=`` once the job is over or the time is."""
-        _check_id(job_id)
+        check_id(job_id)
         seconds = bodies.wait_s(request.args.get("wait"))
         if seconds:
             try:
@@ -62,7 +70,7 @@ class JobRoutes:
                 return Response(status=_CLIENT_CLOSED)
         record = self._queue.show(job_id)
         logs = self._queue.logs(job_id) if records.has_logs(record) else {}
-        return json_answer(records.public(record, logs))
+        return json_answer(records.public(record, logs, self._live.hold_up(record)))
 
     def _await(self, job_id: str, seconds: float) -> None:
         with (
@@ -74,18 +82,35 @@ class JobRoutes:
 
     def cancel(self, job_id: str) -> Response:
         """Cancel it wherever it is."""
-        _check_id(job_id)
+        check_id(job_id)
         self._queue.cancel(job_id)
         return json_answer({"id": job_id, "status": "cancelled"})
 
+    def payload(self, job_id: str) -> Response:
+        """What it is called with, as it was sent."""
+        check_id(job_id)
+        return Response(self._queue.payload(job_id), content_type="application/json")
+
     def logs(self, job_id: str) -> Response:
         """Everything that every attempt printed, oldest first."""
-        _check_id(job_id)
+        check_id(job_id)
         texts = self._queue.logs(job_id).values()
         text = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in texts)
         return Response(text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
 
 
-def _check_id(job_id: str) -> None:
+def _public(job: NewJob, queued: Enqueued) -> dict[str, Any]:
+    return {
+        "id": queued.id,
+        "status": queued.state.value,
+        "name": job.function,
+        "version": queued.version,
+        "pool": queued.pool,
+        "duplicate": queued.duplicate,
+    }
+
+
+def check_id(job_id: str) -> None:
+    """Raises UnknownJob for what cannot be an id."""
     if not _ID.fullmatch(job_id):
         raise UnknownJob(f"{job_id[:60]!r} is not the id of a job")

@@ -8,16 +8,15 @@ import msgspec
 from flask import Blueprint, Response
 
 from bananas.health import Check, Health
-from bananas.queue import Queue
+from bananas.queue import LaneDepth, Queue
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import PoolSpec
-from gateway import bodies, metrics
+from gateway import bodies, live, metrics
 from gateway.answers import iso, json_answer
 from gateway.guard import read_body
 from gateway.problems import problem
 
 _POOL_BYTES = 64 * 1024
-_NO_RUNNER = Check("runners", "warning", "no runner is live: jobs are taken and wait; start one with `bananas runner`")
 
 
 class OperateRoutes:
@@ -44,8 +43,10 @@ class OperateRoutes:
         """Every pool with what waits and runs in it."""
         pools, runners = self._registry.pools(), self._registry.runners()
         queued: dict[str, dict[str, int]] = {name: {} for name in pools}
-        for lane in self._queue.depths(list(pools)):
+        depths = self._queue.depths(list(pools))
+        for lane in depths:
             queued[lane.pool][lane.priority] = lane.queued
+        unserved = live.unserved(_totals(depths), runners)
         listed = [
             {
                 "name": name,
@@ -53,6 +54,7 @@ class OperateRoutes:
                 "queued": queued[name],
                 "processing": sum(runner.sandboxes.get(f"{name}/busy", 0) for runner in runners),
                 "runners": sum(runner.serves(name) for runner in runners),
+                "waits_for_runner": name in unserved,
             }
             for name, spec in pools.items()
         ]
@@ -82,14 +84,39 @@ class OperateRoutes:
         checks = self._health.check()
         if failed := [check for check in checks if check.status == "failed"]:
             return problem("not-ready", "; ".join(check.detail for check in failed), checks=checks)
-        if not self._registry.runners():
-            checks.append(_NO_RUNNER)
+        checks += self._unserved()
         return json_answer({"status": "ready", "checks": checks})
+
+    def _unserved(self) -> list[Check]:
+        """A warning for jobs that wait for a runner, and for runners that are not there."""
+        runners = self._registry.runners()
+        queued = _totals(self._queue.depths(list(self._registry.pools())))
+        waiting = live.unserved(queued, runners)
+        if not runners:
+            what = f" ({_list(queued, waiting)})" if waiting else ""
+            detail = f"no runner is live: jobs are taken and wait{what}; start one with `bananas runner`"
+            return [Check("runners", "warning", detail)]
+        if not waiting:
+            return []
+        steps = live.start_one(",".join(waiting))
+        return [Check("runners", "warning", f"no live runner serves {_list(queued, waiting)}; {steps}")]
 
     def metrics(self) -> Response:
         """Prometheus text, from Redis at this moment."""
         text, content_type = metrics.scrape(self._queue, self._registry)
         return Response(text, content_type=content_type)
+
+
+def _totals(depths: list[LaneDepth]) -> dict[str, int]:
+    """Jobs in the lanes of each pool."""
+    totals: dict[str, int] = {}
+    for lane in depths:
+        totals[lane.pool] = totals.get(lane.pool, 0) + lane.queued
+    return totals
+
+
+def _list(queued: dict[str, int], pools: list[str]) -> str:
+    return ", ".join(f"pool {pool!r} with {queued[pool]} job{'s'[: queued[pool] != 1]}" for pool in pools)
 
 
 def _public(runner: RunnerInfo) -> dict[str, Any]:

@@ -5,61 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import gevent
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import TestResponse
 
 from bananas import health
+from bananas.dead_letters import DeadLetters
 from bananas.job import Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
-from bananas.secrets import SecretBox, Secrets
+from bananas.secrets import Secrets
 from bananas.settings import LIMITS, Settings
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
 from gateway.app import create_app
 from gateway.wait import Waiters
-from tests.integration.gateway_player import ABI, CODE, SHA, Player, assert_problem, send
+from tests.integration.gateway_player import ABI, CODE, SHA, assert_problem, send
 
 pytestmark = pytest.mark.redis
 
 NO_JOB = "01a20c00-0000-7000-8000-000000000000"
-
-
-@pytest.fixture
-def player(connections: Connections) -> Player:
-    player = Player(Queue(connections), Registry(connections))
-    player.deploy("hello")
-    return player
-
-
-@pytest.fixture
-def app_client() -> Iterator[Callable[..., FlaskClient]]:
-    """Makes clients of apps with the given settings; their reply readers end with the test."""
-    made: list[Waiters] = []
-
-    def make(connections: Connections, **settings: Any) -> FlaskClient:
-        queue = Queue(connections)
-        made.append(Waiters(queue))
-        config = Settings(**settings)
-        secrets = Secrets(connections, SecretBox.from_settings(config))
-        parts = (queue, Registry(connections), made[-1], health.Health(connections), secrets)
-        return create_app(config, *parts).test_client()
-
-    yield make
-    for waiters in made:
-        waiters.stop()
-    gevent.sleep(0)
-
-
-@pytest.fixture
-def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
-    return app_client(connections)
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------
@@ -69,7 +36,7 @@ def test_submit_answers_202_once_the_job_is_in_redis(client, player):
     """Id, status, version and pool come back, and the record says the same."""
     answer = send(client, "POST", "/jobs", {"name": "hello", "payload": {"n": 1}, "priority": "high"})
     body = answer.get_json()
-    assert (answer.status_code, set(body)) == (202, {"id", "status", "name", "version", "pool"})
+    assert (answer.status_code, set(body)) == (202, {"id", "status", "name", "version", "pool", "duplicate"})
     assert (body["status"], body["name"], body["pool"]) == ("pending", "hello", "default")
     assert answer.headers["Location"] == f"/jobs/{body['id']}"
     record = client.get(answer.headers["Location"]).get_json()
@@ -206,7 +173,8 @@ def test_too_many_waiters_are_turned_away_and_leave_no_job(connections, player):
     """A process waits for a bounded number of calls; the refusal comes before anything is queued."""
     queue = Queue(connections)
     registry, secrets = Registry(connections), Secrets(connections, None)
-    parts = (queue, registry, Waiters(queue, limit=0), health.Health(connections), secrets)
+    dead = DeadLetters(connections)
+    parts = (queue, registry, Waiters(queue, limit=0), health.Health(connections), secrets, dead)
     client = create_app(Settings(), *parts).test_client()
     job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
     assert_problem(client.get(f"/jobs/{job}?wait=5"), 503, "unavailable", "already wait")

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from bananas import errors, health, keys
+from bananas.dead_letters import DeadLetters
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
@@ -44,7 +45,8 @@ def registry(connections: Connections) -> Registry:
 def client(connections: Connections, registry: Registry, secrets: Secrets) -> Iterator[FlaskClient]:
     queue = Queue(connections)
     waiters = Waiters(queue)
-    yield create_app(Settings(), queue, registry, waiters, health.Health(connections), secrets).test_client()
+    parts = (queue, registry, waiters, health.Health(connections), secrets, DeadLetters(connections))
+    yield create_app(Settings(), *parts).test_client()
     waiters.stop()
     gevent.sleep(0)
 

@@ -156,7 +156,7 @@ def record(**fields: object) -> JobRecord:
 def test_a_record_shows_stored_json_untouched_and_attempts_by_token():
     """Numbers that no float can hold survive, and the first lines of a cut history keep their numbers."""
     line = b'{"token":7,"outcome":"lost","runner":"r","started_at_ms":5,"error":{"type":"Lost","message":"m"}}'
-    shown = records.public(record(result=b'{"n":1.10e400}', history=[line], token=7), {7: b"printed"})
+    shown = records.public(record(result=b'{"n":1.10e400}', history=[line], token=7), {7: b"printed"}, {})
     text = msgspec.json.encode(shown)
     assert b'"result":{"n":1.10e400}' in text
     assert b'"error":null' in text
@@ -170,7 +170,7 @@ def test_the_log_shown_is_the_end_of_it_and_begins_with_a_whole_character():
     """A record stays small; /jobs/{id}/logs has the rest."""
     line = b'{"token":1,"outcome":"ok","runner":"r","log_bytes":20000}'
     for log in ("ä" * 10_000, "€" * 7_000, "x" * 20_000):
-        [attempt] = records.public(record(history=[line]), {1: log.encode() + b"\xff"})["history"]
+        [attempt] = records.public(record(history=[line]), {1: log.encode() + b"\xff"}, {})["history"]
         assert LIMITS.log_tail_bytes - 4 <= len(attempt["logs"][:-1].encode()) < LIMITS.log_tail_bytes
         assert attempt["logs"].count("�") == 1
 

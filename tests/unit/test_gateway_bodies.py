@@ -67,7 +67,12 @@ def test_times_are_text_with_a_unit_or_numbers_of_seconds():
         ({"delay": 1, "run_at": "2026-11-24T06:00:00Z"}, "delay and run_at exclude each other"),
         ({"pool": "a,b"}, 'pool must be the name of a pool, not "a,b"'),
         ({"name": 7}, "name must be the name of a function, not 7"),
-        ({"unique_key": "k"}, "unique_key is not supported by this release"),
+        ({"unique_key": "k\n"}, "unique_key must be 1 to 200 printable ASCII characters without spaces at its ends"),
+        (
+            {"unique_key": ""},
+            'unique_key must be 1 to 200 printable ASCII characters without spaces at its ends, not ""',
+        ),
+        ({"unique_key": "k" * 201}, "unique_key must be 1 to 200 printable ASCII"),
         ({"callback_url": None}, "callback_url is not supported by this release"),
     ],
 )
@@ -136,3 +141,16 @@ def test_waits_are_seconds_or_times_and_bounded():
     for text in ("", "soon", "-1", "nan", "inf", "1_0", "٣"):
         with pytest.raises(InvalidRequest, match="wait must be"):
             bodies.wait_s(text)
+
+
+def test_a_unique_key_comes_in_the_body_or_the_header_or_both_alike():
+    """One that says two things is a mistake; so is a header that is no key."""
+    assert bodies.new_job(body(unique_key="order 7")).unique_key == "order 7"
+    assert bodies.new_job(body(), "order 7").unique_key == "order 7"
+    assert bodies.new_job(body(unique_key="k" * 200), "k" * 200).unique_key == "k" * 200
+    assert bodies.new_job(body()).unique_key is None
+    with pytest.raises(InvalidRequest, match='unique_key "a" and Idempotency-Key "b" are not the same'):
+        bodies.new_job(body(unique_key="a"), "b")
+    for header in ("", "\u00e4", "k" * 201):
+        with pytest.raises(InvalidRequest, match="Idempotency-Key must be 1 to 200 printable ASCII"):
+            bodies.new_job(body(), header)
