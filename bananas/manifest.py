@@ -20,6 +20,7 @@ from bananas.errors import ManifestError
 from bananas.manifest_schema import Root, problems, schema
 from bananas.manifest_values import did_you_mean
 from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec
+from bananas.targets import parse_target
 from bananas.yamlmap import Loc, Node, Problem
 
 __all__ = ["Manifest", "ManifestFunction", "load", "schema"]
@@ -98,6 +99,7 @@ def _references(data: object, base: Path) -> Iterator[_Finding]:
     for name, function in functions.items():
         if function is None or isinstance(function, dict):
             yield from _pools(("functions", name), _mapping(function), ["default", *pools])
+            yield from _egress(("functions", name), _mapping(function), pools)
             yield from _files(("functions", name), _mapping(function), base)
 
 
@@ -114,6 +116,28 @@ def _pools(loc: Loc, keys: dict[str, Any], known: list[str]) -> Iterator[_Findin
         if isinstance(pool, str) and pool not in known:
             hint = did_you_mean(pool, known) or f"; define it there, or write one of {', '.join(known)}"
             yield where, f"there is no pool {pool!r} under pools{hint}"
+
+
+def _egress(loc: Loc, keys: dict[str, Any], pools: dict[str, Any]) -> Iterator[_Finding]:
+    """Targets that the function's own pool does not have. In ``allow_pools`` it has what both lists have."""
+    pool = keys.get("pool", "default")
+    if isinstance(pool, str) and pool in pools:
+        has = {_key(text) for text in _texts(_mapping(pools[pool]).get("egress"))}
+        for index, target in enumerate(_texts(keys.get("egress"))):
+            if target not in has:
+                what = f"pool {pool!r} has no {target} in its egress; add it there, or leave it out here"
+                yield (*loc, "egress", index), what
+
+
+def _texts(value: object) -> list[str]:
+    return [item if isinstance(item, str) else "" for item in value] if isinstance(value, list) else []
+
+
+def _key(text: str) -> str:
+    try:
+        return parse_target(text).key
+    except ValueError:
+        return ""
 
 
 def _files(loc: Loc, keys: dict[str, Any], base: Path) -> Iterator[_Finding]:

@@ -126,7 +126,7 @@ class Weights(_Keys):
 class Pool(_Keys):
     """A route for jobs with its own sandbox settings."""
 
-    LATER = frozenset({"gpus", "network", "image"})
+    LATER = frozenset({"image"})
 
     concurrency: Annotated[int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, per runner.")] = LEFT_OUT
     max_concurrency: Annotated[
@@ -162,7 +162,7 @@ _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
 class Function(_Keys):
     """One function: where its code is and how it runs."""
 
-    LATER = frozenset({"schedule", "image", "contract", "calls_per_sandbox", "gpus", "egress", "network"})
+    LATER = frozenset({"image", "contract", "calls_per_sandbox"})
 
     runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python is the default image; python3.N pins one.")] = (
         LEFT_OUT
@@ -176,6 +176,11 @@ class Function(_Keys):
     priority: Annotated[
         str, _fn("priority", kinds.choice(*PRIORITIES), "Of its jobs, unless a job says otherwise.")
     ] = LEFT_OUT
+    network: Annotated[
+        str,
+        _pool("network", kinds.choice("none", "open"), "open: everything outside; only where a probe finds it safe."),
+    ] = LEFT_OUT
+    gpus: Annotated[int, _pool("gpus", kinds.GPUS, "Whole GPUs that each sandbox gets for itself, or all.")] = LEFT_OUT
     timeout: Annotated[int, _fn("timeout_ms", kinds.TIME, "The longest that one attempt may run.")] = LEFT_OUT
     init_timeout: Annotated[int, _fn("init_timeout_ms", kinds.TIME, "The longest that loading the code may take.")] = (
         LEFT_OUT
@@ -219,6 +224,10 @@ class Root(_Keys):
     """The file bananas.yaml."""
 
     version: Annotated[int, Key(kinds.VERSION, "The version of this format.")]
+    egress: Annotated[
+        list[Annotated[str, Key(kinds.OWN_TARGET, bounds=kinds.TARGET_BOUNDS)]],
+        _fn("egress", kinds.OWN_TARGETS, "Of the pool's egress what this function may reach; all unless written."),
+    ] = LEFT_OUT
     pools: Annotated[
         dict[_Name, Pool | None], Key(kinds.NAMED, "Routes by name; default may be among them, and exists anyway.")
     ] = LEFT_OUT
@@ -271,3 +280,5 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of bananas.yaml; what it cannot say (files that must exist, bounds of times) ``load`` checks."""
     described = Root.model_json_schema(schema_generator=_Editor)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "bananas.yaml"}
+    if model is Function and loc[-1] in ("gpus", "network"):
+        return f"belongs to a pool; write pools: {{name: {{{loc[-1]}: …}}}} and pool: name here"

@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
@@ -20,6 +19,7 @@ import bananas
 from bananas.spec import EgressTarget, Name, RetrySpec, SecretName
 from bananas.units import parse_size_mb, parse_time_ms, show_time
 from bananas.yamlmap import Filled
+from bananas.targets import parse_target
 
 NOT_YET: Final = f"not supported by this release ({bananas.__version__})"
 #: What ``${VAR}`` looks like to an editor, which cannot know the value.
@@ -209,13 +209,9 @@ def _refuse_target(value: str) -> str:
     if not 1 <= int(port[:6]) <= 65535 or len(port) > 5:
         return f"port {port} is out of range; write 1 to 65535"
     try:
-        address = ip_address(host.strip("[]"))
-    except ValueError:
-        address = None
-    if address is not None and not (address.version == 4 and address.is_loopback):
-        return f"{host} is an address, and a sandbox has no route to it; {right}"
-    if address is None and (host.rpartition(".")[2].isdigit() or ".." in host):
-        return f"{host!r} is not a DNS name; {right}"
+        parse_target(value)
+    except ValueError as e:
+        return str(e)
     return ""
 
 
@@ -279,7 +275,9 @@ TARGET = text("host:port, such as smtp.example.com:587", _refuse_target)
 TARGET_BOUNDS: Final = Bounds.among(EgressTarget)
 TARGETS = _items(TARGET, TARGET_BOUNDS, "[smtp.example.com:587]")
 
-
+OWN_TARGET = text("host:port as in the pool's egress, such as smtp.example.com:587", _refuse_own_target)
+OWN_TARGETS = _items(OWN_TARGET, TARGET_BOUNDS, "[smtp.example.com:587]")
+GPUS = Kind(_gpus, lambda bounds: {"anyOf": [COUNT.json(bounds), {"const": "all"}]})
 NAME_BOUNDS: Final = Bounds.among(Name)
 NAMES = _items(NAME, NAME_BOUNDS, "[email, gpu]")
 SECRET_NAME = text("a letter or _, then up to 62 letters, digits and _")

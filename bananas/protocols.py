@@ -35,6 +35,9 @@ class SandboxProfile:
     pids: int
     tmp_mb: int
     egress: tuple[str, ...] = ()
+    network: str = "none"
+    #: Whole devices of its own: a number, or ``all``.
+    gpus: int | str = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Binding:
     env: dict[str, str] = field(default_factory=dict)
     #: By name; the sandbox keeps them as files in memory.
     secrets: dict[str, Secret] = field(default_factory=dict)
+    #: Of the profile's egress targets those that it may reach, as ``host:port``; None: all.
+    egress: tuple[str, ...] | None = None
 
     @property
     def identity(self) -> tuple[object, ...]:

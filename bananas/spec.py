@@ -13,6 +13,7 @@ import msgspec
 
 from bananas import errors
 from bananas.settings import LIMITS
+from bananas.targets import TARGET_PATTERN, parse_target
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -24,8 +25,9 @@ Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 SECRET_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}" + _END
 SecretName = Annotated[str, msgspec.Meta(pattern=SECRET_NAME_PATTERN)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}" + _END)]
-#: ``host:port``; the host is a DNS name or a literal IPv4 address.
-EgressTarget = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[0-9]{1,5}" + _END)]
+#: ``host:port`` or ``name=address:port`` (see ``bananas.targets``).
+EgressTarget = Annotated[str, msgspec.Meta(pattern=TARGET_PATTERN)]
+EgressTargets = Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)]
 
 DAY_MS = 24 * 3600 * 1000
 MAX_RETRIES = 20
@@ -109,6 +111,14 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     memory_mb: Annotated[int, msgspec.Meta(ge=32, le=1_048_576)] = 256
     cpus: Annotated[float, msgspec.Meta(gt=0, le=512)] = 1.0
     pids: Annotated[int, msgspec.Meta(ge=8, le=32_768)] = 128
+    #: Of the pool's targets those that this function may reach, as ``host:port``; None means all of them.
+    egress: EgressTargets | None = None
+
+    def __post_init__(self) -> None:
+        """What a pattern cannot say; msgspec turns the ValueError into its own."""
+        for target in self.egress or ():
+            if parse_target(target).key != target:
+                raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
     tmp_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
     #: An idle sandbox is removed after this long.
     idle_timeout_ms: Annotated[int, msgspec.Meta(ge=1000, le=DAY_MS)] = 300_000
@@ -117,16 +127,21 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     #: Started sandboxes without a function, per runtime in use, that each runner keeps for first calls.
     stems: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
     #: The only addresses that code in this pool can reach.
-    egress: Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)] = ()
+    egress: EgressTargets = ()
+    #: ``none``: no network but ``egress``. ``open``: a bridge of its own, if a probe finds nothing inside.
+    network: Literal["none", "open"] = "none"
+    #: Whole devices that each sandbox gets for itself.
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] | Literal["all"] = 0
 
     def __post_init__(self) -> None:
         """What a pattern cannot say; msgspec turns the ValueError into its own."""
         for target in self.egress:
-            host, _, port = target.rpartition(":")
-            if not 1 <= int(port) <= 65535:
-                raise ValueError(f"egress: the port of {target} is not 1 to 65535")
-            if host.replace(".", "").isdecimal() and not host.startswith("127."):
-                raise ValueError(f"egress: {target} needs a DNS name; a sandbox has no route to an address")
+            try:
+                parse_target(target)
+            except ValueError as e:
+                raise ValueError(f"egress: {e}") from e
+        if self.network == "open" and self.egress:
+            raise ValueError("egress: network 'open' reaches everything outside; leave one of the two out")
 
 
 class Bundles(_Spec, frozen=True, kw_only=True):

@@ -81,7 +81,8 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         pools:
           default:
           mail: {concurrency: 3, memory: 1.5G, cpus: 0.5, pids: 64, tmp: 16M, idle_timeout: 90s, min_warm: 1, stems: 0,
-                 egress: [smtp.example.com:587, localhost:25, 127.0.0.1:8025]}
+                 egress: [smtp.example.com:587, "db=10.0.0.5:5432", 127.0.0.1:8025]}
+          gpu: {gpus: all, network: open}
         functions:
           mail:
             runtime: python3.12
@@ -99,6 +100,7 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             max_lifetime: 1h
             single_use: true
             min_warm: 2
+            egress: [db:5432]
           hello: {retries: 0}
         """
     )
@@ -113,8 +115,9 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             idle_timeout_ms=90_000,
             min_warm=1,
             stems=0,
-            egress=("smtp.example.com:587", "localhost:25", "127.0.0.1:8025"),
+            egress=("smtp.example.com:587", "db=10.0.0.5:5432", "127.0.0.1:8025"),
         ),
+        "gpu": PoolSpec(gpus="all", network="open"),
     }
     assert manifest.functions["mail"].folder == (app / "shop").resolve()
     assert manifest.functions["mail"].spec == FunctionSpec(
@@ -132,6 +135,7 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         max_lifetime_ms=3_600_000,
         single_use=True,
         min_warm=2,
+        egress=("db:5432",),
     )
     assert manifest.functions["hello"].spec.retries == RetrySpec(max=0)
 
@@ -246,7 +250,7 @@ def test_every_problem_is_told_at_once_in_order_with_its_place(problems: Callabl
         pools:
           Mail: {memory: 256}
           gpu:
-            gpus: all
+            gpus: many
             concurrency: 0
             egress: [a.example.com, "10.1.2.3:25", "db:99999", 5]
         functions:
@@ -265,12 +269,12 @@ def test_every_problem_is_told_at_once_in_order_with_its_place(problems: Callabl
         "3:3: pools.Mail: 'Mail' is not valid; write lower-case letters, digits, - and _, a letter first, "
         "at most 63 in all",
         "3:18: pools.Mail.memory: 256 has no unit; write 256M",
-        f"5:5: pools.gpu.gpus: not supported by this release ({bananas.__version__}); remove the key",
+        "5:11: pools.gpu.gpus: 'many' is not a whole number; write one, 0 to 64, without quotes; or write all",
         "6:18: pools.gpu.concurrency: 0 is out of range; write 1 to 512",
         "7:14: pools.gpu.egress[0]: 'a.example.com' has no port; "
         "write a DNS name and a port, such as smtp.example.com:587",
         "7:29: pools.gpu.egress[1]: 10.1.2.3 is an address, and a sandbox has no route to it; "
-        "write a DNS name and a port, such as smtp.example.com:587",
+        "give it a name that your code connects to, such as db=10.1.2.3:25",
         "7:44: pools.gpu.egress[2]: port 99999 is out of range; write 1 to 65535",
         "7:56: pools.gpu.egress[3]: 5 is not text; write host:port, such as smtp.example.com:587",
         "10:5: functions.hello.timout: unknown key; did you mean 'timeout'?",
@@ -303,6 +307,19 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
     ("keys", "problem"),
     [
         ("timeout: '30'", "'30' is not a time; write a number and ms, s, m, h or d, such as 30s"),
+def test_a_functions_egress_must_be_in_that_of_its_pool(problems: Callable[..., list[str]]) -> None:
+    """It takes away and never adds; only a pool that the file has can be looked into."""
+    assert problems(
+        """\
+        version: 1
+        pools:
+          mail: {egress: [a.example:1, "db=10.0.0.5:2"]}
+        functions:
+          hello: {pool: mail, egress: [a.example:1, db:2, "c:3"]}
+        """
+    ) == ["5:51: functions.hello.egress[2]: pool 'mail' has no c:3 in its egress; add it there, or leave it out here"]
+
+
         ("timeout: 1.5", "1.5 has no unit; write 1.5s"),
         ("timeout: 2d", "2d is out of range; write 100ms to 1d"),
         ("timeout: [30s]", "a list is not a time; write a number and a unit, such as 30s"),
@@ -348,9 +365,12 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
         ("env: {A: '${'}", "${ is not a variable; write ${NAME} or ${NAME:-default}, or $$ for a dollar sign"),
         ("env: {A: '${B-c}'}", "${B-c} is not a variable; write ${NAME} or ${NAME:-default}, or $$ for a dollar sign"),
         ('env: {A: "\\0"}', "holds a NUL character, which an environment variable cannot"),
-        ("schedule: '@daily'", f"not supported by this release ({bananas.__version__}); remove the key"),
+        ("gpus: 1", "belongs to a pool; write pools: {name: {gpus: …}} and pool: name here"),
         ("secrets: [1A]", "'1A' is not valid; write a letter or _, then up to 62 letters, digits and _"),
-        ("egress: ['a:1']", f"not supported by this release ({bananas.__version__}); remove the key"),
+        (
+            "egress: ['a=10.0.0.1:1']",
+            "'a=10.0.0.1:1': only the pool's egress says which address a name is; write a:port",
+        ),
         ("colour: red", "unknown key; known are runtime, path, handler, pool, "),
     ],
 )

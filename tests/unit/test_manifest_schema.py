@@ -85,6 +85,8 @@ GOOD: list[Any] = [
     {"version": 1, "functions": {"f": {"retries": 3, "env": {"A": "x"}, "timeout": "1.5h", "max_uses": 1}}},
     {"version": 1, "functions": {"f": {"single_use": True, "max_lifetime": "1h"}}, "pools": {"p": {"stems": 0}}},
     {"version": 1, "functions": {"f": {"retries": {"max": 0, "factor": 1.5, "jitter": "full"}, "allow_pools": []}}},
+    {"version": 1, "pools": {"p": {"gpus": "all", "network": "open"}, "q": {"gpus": 2}}},
+    {"version": 1, "pools": {"p": {"egress": ["db=10.0.0.5:5432", "db6=[fd00::5]:1"]}}},
     {"version": 1, "pools": {"p": {"cpus": 0.5, "memory": "2Gi", "egress": ["a.b:1"], "concurrency": 512}}},
 ]
 BAD: list[Any] = [
@@ -109,7 +111,7 @@ BAD: list[Any] = [
     {"version": 1, "functions": {"f": {"runtime": "node22"}}},
     {"version": 1, "functions": {"f": {"handler": "handle"}}},
     {"version": 1, "functions": {"f": {"allow_pools": "default"}}},
-    {"version": 1, "functions": {"f": {"schedule": "@daily"}}},
+    {"version": 1, "functions": {"f": {"gpus": 1}}},
     {"version": 1, "functions": {"f": 3}},
     {"version": 1, "pools": {"p": {"concurrency": 0}}},
     {"version": 1, "pools": {"p": {"concurrency": 1.5}}},
@@ -118,7 +120,8 @@ BAD: list[Any] = [
     {"version": 1, "pools": {"p": {"memory": "256"}}},
     {"version": 1, "pools": {"p": {"egress": ["a"]}}},
     {"version": 1, "pools": {"p": {"egress": ["a:1"] * 33}}},
-    {"version": 1, "pools": {"p": {"gpus": 1}}},
+    {"version": 1, "pools": {"p": {"gpus": "some"}}},
+    {"version": 1, "pools": {"p": {"network": "closed"}}},
 ]
 
 
