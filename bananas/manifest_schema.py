@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from bananas import manifest_values as kinds
 from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
-from bananas.spec import PRIORITIES, FunctionSpec, PoolSpec, RetrySpec
+from bananas.spec import PRIORITIES, FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
 from bananas.spec import Weights as WeightsSpec
 from bananas.yamlmap import Loc
 
@@ -54,7 +54,7 @@ class Key:
     def __get_pydantic_json_schema__(self, inner: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """For editors."""
         described = self.kind.json(self.bounds)
-        if self.kind is kinds.RETRIES:  # the short form, or the mapping
+        if self.kind in (kinds.RETRIES, kinds.SCHEDULE):  # the short form, or the mapping
             described = {"anyOf": [described, handler(inner)]}
         if self.kind is kinds.WEIGHTS:
             described = handler(inner)
@@ -111,6 +111,28 @@ class Retries(_Keys):
     ] = LEFT_OUT
 
 
+def _plan(into: str, kind: Kind, says: str) -> Key:
+    return Key(kind, says, Bounds.of(ScheduleSpec, into), getattr(ScheduleSpec(cron="@daily"), into), into)
+
+
+class Schedule(_Keys):
+    """Calls the function by itself: at each slot of the cron expression there is one job."""
+
+    cron: Annotated[
+        str, Key(kinds.CRON, "minute hour day-of-month month day-of-week, or @daily and the like.", into="cron")
+    ]
+    tz: Annotated[str, _plan("tz", kinds.ZONE, "The time zone whose clock counts, by its IANA name.")] = LEFT_OUT
+    catchup: Annotated[
+        str,
+        _plan("catchup", kinds.choice("none", "last", "all"), "Which slots fire later that came while no runner ran."),
+    ] = LEFT_OUT
+    overlap: Annotated[
+        str,
+        _plan("overlap", kinds.choice("allow", "skip", "queue"), "What a slot does while the job before still runs."),
+    ] = LEFT_OUT
+    payload: Annotated[Any, _plan("payload", kinds.JSON, "What the handler gets as its event.")] = LEFT_OUT
+
+
 def _weight(priority: str) -> Key:
     return _spec(WeightsSpec, priority, kinds.COUNT, f"Share of {priority} jobs.")
 
@@ -154,6 +176,11 @@ class Pool(_Keys):
         list[Annotated[str, Key(kinds.TARGET, bounds=kinds.TARGET_BOUNDS)]],
         _pool("egress", kinds.TARGETS, "The only addresses, as host:port, that code in this pool can reach."),
     ] = LEFT_OUT
+    network: Annotated[
+        str,
+        _pool("network", kinds.choice("none", "open"), "open: everything outside; only where a probe finds it safe."),
+    ] = LEFT_OUT
+    gpus: Annotated[int, _pool("gpus", kinds.GPUS, "Whole GPUs that each sandbox gets for itself, or all.")] = LEFT_OUT
 
 
 _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
@@ -176,11 +203,6 @@ class Function(_Keys):
     priority: Annotated[
         str, _fn("priority", kinds.choice(*PRIORITIES), "Of its jobs, unless a job says otherwise.")
     ] = LEFT_OUT
-    network: Annotated[
-        str,
-        _pool("network", kinds.choice("none", "open"), "open: everything outside; only where a probe finds it safe."),
-    ] = LEFT_OUT
-    gpus: Annotated[int, _pool("gpus", kinds.GPUS, "Whole GPUs that each sandbox gets for itself, or all.")] = LEFT_OUT
     timeout: Annotated[int, _fn("timeout_ms", kinds.TIME, "The longest that one attempt may run.")] = LEFT_OUT
     init_timeout: Annotated[int, _fn("init_timeout_ms", kinds.TIME, "The longest that loading the code may take.")] = (
         LEFT_OUT
@@ -188,6 +210,9 @@ class Function(_Keys):
     retries: Annotated[Retries, _fn("retries", kinds.RETRIES, "How often a failed job is tried again, and when.")] = (
         LEFT_OUT
     )
+    schedule: Annotated[
+        Schedule, _fn("schedule", kinds.SCHEDULE, "When it is called by itself, as a cron expression.")
+    ] = LEFT_OUT
     requirements: Annotated[str, Key(kinds.FILE, "Requirements file in the folder; installed by bananas deploy.")] = (
         LEFT_OUT
     )
@@ -198,6 +223,10 @@ class Function(_Keys):
     secrets: Annotated[
         list[Annotated[str, Key(kinds.SECRET_NAME, bounds=kinds.SECRET_NAME_BOUNDS)]],
         _fn("secrets", kinds.SECRETS, "Names of secrets that its code finds as files in /run/secrets."),
+    ] = LEFT_OUT
+    egress: Annotated[
+        list[Annotated[str, Key(kinds.OWN_TARGET, bounds=kinds.TARGET_BOUNDS)]],
+        _fn("egress", kinds.OWN_TARGETS, "Of the pool's egress what this function may reach; all unless written."),
     ] = LEFT_OUT
     result_ttl: Annotated[int, _fn("result_ttl_ms", kinds.TIME, "How long the record of a completed job is kept.")] = (
         LEFT_OUT
@@ -224,10 +253,6 @@ class Root(_Keys):
     """The file bananas.yaml."""
 
     version: Annotated[int, Key(kinds.VERSION, "The version of this format.")]
-    egress: Annotated[
-        list[Annotated[str, Key(kinds.OWN_TARGET, bounds=kinds.TARGET_BOUNDS)]],
-        _fn("egress", kinds.OWN_TARGETS, "Of the pool's egress what this function may reach; all unless written."),
-    ] = LEFT_OUT
     pools: Annotated[
         dict[_Name, Pool | None], Key(kinds.NAMED, "Routes by name; default may be among them, and exists anyway.")
     ] = LEFT_OUT
@@ -262,10 +287,12 @@ def _sentence(kind: str, loc: Loc, error: Any) -> tuple[Loc, str, bool]:
 def _unknown(loc: Loc) -> str:
     model: type[_Keys] = Root
     if len(loc) > 1:
-        nested: type[_Keys] = Weights if loc[0] == "pools" else Retries
-        model = nested if len(loc) > 3 else Pool if loc[0] == "pools" else Function
+        inside: dict[Any, type[_Keys]] = {"weights": Weights, "retries": Retries, "schedule": Schedule}
+        model = inside[loc[2]] if len(loc) > 3 else Pool if loc[0] == "pools" else Function
     if loc[-1] in model.LATER:
         return NOT_YET + "; remove the key"
+    if model is Function and loc[-1] in ("gpus", "network"):
+        return f"belongs to a pool; write pools: {{name: {{{loc[-1]}: …}}}} and pool: name here"
     hint = did_you_mean(loc[-1], model.model_fields)
     return f"unknown key{hint or '; known are ' + ', '.join(model.model_fields)}"
 
@@ -280,5 +307,3 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of bananas.yaml; what it cannot say (files that must exist, bounds of times) ``load`` checks."""
     described = Root.model_json_schema(schema_generator=_Editor)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "bananas.yaml"}
-    if model is Function and loc[-1] in ("gpus", "network"):
-        return f"belongs to a pool; write pools: {{name: {{{loc[-1]}: …}}}} and pool: name here"

@@ -16,10 +16,12 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 import bananas
+from bananas import cron
+from bananas.settings import LIMITS
 from bananas.spec import EgressTarget, Name, RetrySpec, SecretName
+from bananas.targets import parse_target
 from bananas.units import parse_size_mb, parse_time_ms, show_time
 from bananas.yamlmap import Filled
-from bananas.targets import parse_target
 
 NOT_YET: Final = f"not supported by this release ({bananas.__version__})"
 #: What ``${VAR}`` looks like to an editor, which cannot know the value.
@@ -201,13 +203,7 @@ def _refuse_runtime(value: str) -> str:
 
 
 def _refuse_target(value: str) -> str:
-    """Why a ``host:port`` cannot be reached from a sandbox; empty when it can."""
-    right = "write a DNS name and a port, such as smtp.example.com:587"
-    host, colon, port = value.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit():
-        return f"{value!r} has no port; {right}"
-    if not 1 <= int(port[:6]) <= 65535 or len(port) > 5:
-        return f"port {port} is out of range; write 1 to 65535"
+    """Why a target cannot be reached from a sandbox; empty when it can."""
     try:
         parse_target(value)
     except ValueError as e:
@@ -215,10 +211,63 @@ def _refuse_target(value: str) -> str:
     return ""
 
 
+def _refuse_own_target(value: str) -> str:
+    """The same for a function's list, which only names what the pool's list has."""
+    if "=" in value:
+        return f"{value!r}: only the pool's egress says which address a name is; write {value.split('=')[0]}:port here"
+    return _refuse_target(value)
+
+
+def _gpus(value: Any, bounds: Bounds) -> int | str:
+    if value == "all":
+        return "all"
+    try:
+        return _count(value, bounds)
+    except ValueError as e:
+        raise ValueError(f"{e}; or write all") from None
+
+
 def _retries(value: Any, _: Bounds) -> Any:
     if isinstance(value, list):
         raise ValueError("a list is not valid; write a number of retries, or {max: 3, base: 2s, factor: 2}")
     return value if isinstance(value, dict) else {"max": value}
+
+
+def _schedule(value: Any, _: Bounds) -> Any:
+    right = 'write "0 2 * * *", @daily and the like, or {cron: "0 2 * * *", tz: Europe/Berlin}'
+    if isinstance(value, dict) and "cron" not in value:
+        raise ValueError(f"has no cron; {right}")
+    if not isinstance(value, dict | str):
+        raise ValueError(f"{shown(value)} is not a schedule; {right}")
+    return value if isinstance(value, dict) else {"cron": value}
+
+
+def _checked(check: Callable[[str], None]) -> Callable[[str], str]:
+    def refuse(value: str) -> str:
+        try:
+            check(value)
+        except ValueError as e:
+            return str(e)
+        return ""
+
+    return refuse
+
+
+def _json_value(value: Any, _: Bounds) -> Any:
+    plain = _plain(value)
+    size = len(msgspec.json.encode(plain))
+    if size > LIMITS.schedule_payload_bytes:
+        raise ValueError(f"has {size} bytes as JSON; write at most {LIMITS.schedule_payload_bytes}")
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """The value without the marks of where it came from."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
 
 
 def _mapping(example: str) -> Callable[[Any, Bounds], dict[str, Any]]:
@@ -274,10 +323,10 @@ FILE = text("a file in the function's folder, such as requirements.txt")
 TARGET = text("host:port, such as smtp.example.com:587", _refuse_target)
 TARGET_BOUNDS: Final = Bounds.among(EgressTarget)
 TARGETS = _items(TARGET, TARGET_BOUNDS, "[smtp.example.com:587]")
-
 OWN_TARGET = text("host:port as in the pool's egress, such as smtp.example.com:587", _refuse_own_target)
 OWN_TARGETS = _items(OWN_TARGET, TARGET_BOUNDS, "[smtp.example.com:587]")
 GPUS = Kind(_gpus, lambda bounds: {"anyOf": [COUNT.json(bounds), {"const": "all"}]})
+
 NAME_BOUNDS: Final = Bounds.among(Name)
 NAMES = _items(NAME, NAME_BOUNDS, "[email, gpu]")
 SECRET_NAME = text("a letter or _, then up to 62 letters, digits and _")
@@ -309,6 +358,10 @@ RETRIES = Kind(
     lambda spec: spec.max,
     is_nested=True,
 )
+SCHEDULE = Kind(_schedule, lambda _: {"type": "string"}, is_nested=True)  # the short form; the mapping is a model
+CRON = text('five fields such as "0 2 * * *", or @daily and the like', _checked(cron.check))
+ZONE = text("an IANA name such as Europe/Berlin", _checked(cron.check_zone))
+JSON = Kind(_json_value, lambda _: {}, takes_nothing=True)
 #: The mapping is a model.
 WEIGHTS = Kind(_mapping("{high: 16, normal: 4, low: 1}"), lambda _: {"type": "object"}, msgspec.structs.asdict, True)
 VERSION = Kind(_version, lambda _: {"const": 1})

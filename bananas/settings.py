@@ -64,6 +64,9 @@ class Limits:
     #: Jobs in one batch, and bytes of its body.
     batch_items: int = 1000
     batch_bytes: int = 8 * MIB
+    #: What a schedule calls its function with; and slots that wait for the job of the slot before.
+    schedule_payload_bytes: int = 64 * KIB
+    schedule_held: int = 1000
     #: An idempotency or unique key.
     unique_key_chars: int = 200
     #: One secret's value, and secrets of one function: together they fit into a sandbox's /run/secrets.

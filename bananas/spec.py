@@ -7,11 +7,11 @@ the name, the structs are frozen and closed (an unknown field is an error), and 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from bananas import errors
+from bananas import cron, errors
 from bananas.settings import LIMITS
 from bananas.targets import TARGET_PATTERN, parse_target
 
@@ -39,7 +39,7 @@ class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         """Parse JSON; raises InvalidRequest naming the field and what would be right."""
         try:
             return msgspec.json.decode(raw, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise errors.InvalidRequest(f"{cls.__name__}: {e}") from e
 
     def encode(self) -> bytes:
@@ -58,6 +58,28 @@ class RetrySpec(_Spec, frozen=True, kw_only=True):
     jitter: Literal["none", "full"] = "none"
 
 
+class ScheduleSpec(_Spec, frozen=True, kw_only=True):
+    """When a function is called by itself (see ``bananas.schedules``)."""
+
+    #: Five fields or ``@daily`` and the like, as ``bananas.cron`` reads them.
+    cron: Annotated[str, msgspec.Meta(max_length=cron.MAX_CHARS)]
+    #: IANA name.
+    tz: str = "UTC"
+    #: Of slots that became due while no runner was there: none of them, the newest, or each.
+    catchup: Literal["none", "last", "all"] = "none"
+    #: While the job of the slot before is not over: fire all the same, leave the slot out, or fire it afterwards.
+    overlap: Literal["allow", "skip", "queue"] = "allow"
+    #: Any JSON value; what the handler gets as its event.
+    payload: Any = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What a type cannot say; msgspec turns the ValueError into its own."""
+        cron.parse(self.cron, self.tz)
+        size = len(msgspec.json.encode(self.payload))
+        if size > LIMITS.schedule_payload_bytes:
+            raise ValueError(f"a payload of {size} bytes is too large; at most {LIMITS.schedule_payload_bytes}")
+
+
 class FunctionSpec(_Spec, frozen=True, kw_only=True):
     """What one function is, apart from its code. Part of the version digest."""
 
@@ -73,6 +95,7 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     #: Of loading the code and importing the handler.
     init_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
     retries: RetrySpec = msgspec.field(default_factory=RetrySpec)
+    schedule: ScheduleSpec | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict)
     #: Names of secrets (``bananas.secrets``) that its sandboxes find in /run/secrets.
     secrets: Annotated[tuple[SecretName, ...], msgspec.Meta(max_length=LIMITS.secrets)] = ()
@@ -88,6 +111,14 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     single_use: bool = False
     #: Sandboxes with the code loaded that each runner keeps, also without calls; None means what the pool says.
     min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] | None = None
+    #: Of the pool's targets those that this function may reach, as ``host:port``; None means all of them.
+    egress: EgressTargets | None = None
+
+    def __post_init__(self) -> None:
+        """What a pattern cannot say; msgspec turns the ValueError into its own."""
+        for target in self.egress or ():
+            if parse_target(target).key != target:
+                raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
 
 
 class Weights(_Spec, frozen=True, kw_only=True):
@@ -111,14 +142,6 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     memory_mb: Annotated[int, msgspec.Meta(ge=32, le=1_048_576)] = 256
     cpus: Annotated[float, msgspec.Meta(gt=0, le=512)] = 1.0
     pids: Annotated[int, msgspec.Meta(ge=8, le=32_768)] = 128
-    #: Of the pool's targets those that this function may reach, as ``host:port``; None means all of them.
-    egress: EgressTargets | None = None
-
-    def __post_init__(self) -> None:
-        """What a pattern cannot say; msgspec turns the ValueError into its own."""
-        for target in self.egress or ():
-            if parse_target(target).key != target:
-                raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
     tmp_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
     #: An idle sandbox is removed after this long.
     idle_timeout_ms: Annotated[int, msgspec.Meta(ge=1000, le=DAY_MS)] = 300_000

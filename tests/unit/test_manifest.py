@@ -14,7 +14,7 @@ import bananas
 from bananas import yamlmap
 from bananas.errors import ManifestError
 from bananas.manifest import Manifest, load
-from bananas.spec import FunctionSpec, PoolSpec, RetrySpec
+from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
 Load = Callable[..., Manifest]
@@ -231,15 +231,92 @@ def test_the_example_in_the_documentation_is_valid(tmp_path: Path) -> None:
 
 def test_the_documentation_names_every_key() -> None:
     """A key that is not on the reference page does not exist for users."""
-    from bananas.manifest_schema import Function, Pool, Retries
+    from bananas.manifest_schema import Function, Pool, Retries, Schedule
 
     page = (ROOT / "docs/bananas-yaml.md").read_text("utf-8")
-    for model in (Pool, Function, Retries):
+    for model in (Pool, Function, Retries, Schedule):
         for key in model.model_fields:
             assert f"| `{key}` |" in page, f"{model.__name__}.{key}"
 
 
+def test_a_schedule_is_a_text_or_a_mapping(read: Load) -> None:
+    """The short form has the defaults; a payload is any JSON value, with variables filled in."""
+    manifest = read(
+        """
+        version: 1
+        functions:
+          hello: {schedule: "*/5 * * * *"}
+          mail:
+            schedule:
+              cron: "@daily"
+              tz: ${ZONE:-Europe/Berlin}
+              catchup: all
+              overlap: queue
+              payload: {to: ["${WHO}", 1, 1.5, true, ~], deep: {a: {}}}
+        """,
+        WHO="ada",
+    )
+    assert manifest.functions["hello"].spec.schedule == ScheduleSpec(cron="*/5 * * * *")
+    mail = manifest.functions["mail"].spec
+    assert mail.schedule == ScheduleSpec(
+        cron="@daily",
+        tz="Europe/Berlin",
+        catchup="all",
+        overlap="queue",
+        payload={"to": ["ada", 1, 1.5, True, None], "deep": {"a": {}}},
+    )
+    assert FunctionSpec.decode(mail.encode()) == mail
+    empty = read("version: 1\nfunctions: {mail: {schedule: {cron: '@daily', payload: ~}}}")
+    assert empty.functions["mail"].spec.schedule == ScheduleSpec(cron="@daily", payload=None)
+
+
+def test_wrong_schedules_are_told_with_their_places(problems: Callable[..., list[str]]) -> None:
+    """The expression, the zone and the key that are wrong are named, at their line and column."""
+    assert problems(
+        """\
+        version: 1
+        functions:
+          hello:
+            schedule: "0 0 30 2 *"
+          mail:
+            schedule: {cron: "* * * * * *", tz: europe/berlin, catchup: some, overlaps: skip}
+        """
+    ) == [
+        "4:15: functions.hello.schedule.cron: '0 0 30 2 *' never comes: no such month has a day 30; "
+        "write a day up to 29",
+        "6:22: functions.mail.schedule.cron: '* * * * * *' has 6 fields; write five: minute hour day-of-month month "
+        "day-of-week; seconds and years are not supported",
+        "6:41: functions.mail.schedule.tz: 'europe/berlin' is not a time zone; did you mean 'Europe/Berlin'?",
+        "6:65: functions.mail.schedule.catchup: 'some' is not valid; write one of none, last, all",
+        "6:71: functions.mail.schedule.overlaps: unknown key; did you mean 'overlap'?",
+    ]
+    large = "version: 1\nfunctions: {hello: {schedule: {cron: '@daily', payload: '" + "x" * 70_000 + "'}}}"
+    assert problems(large) == ["2:57: functions.hello.schedule.payload: has 70002 bytes as JSON; write at most 65536"]
+    short = 'write "0 2 * * *", @daily and the like, or {cron: "0 2 * * *", tz: Europe/Berlin}'
+    for written, place, wrong in [
+        ("5", "4:15", f"5 is not a schedule; {short}"),
+        ("[]", "4:15", f"a list is not a schedule; {short}"),
+        ("{tz: UTC}", "4:5", f"has no cron; {short}"),
+        ("~", "4:5", "has no value; write one, or leave the key out"),
+    ]:
+        text = f"version: 1\nfunctions:\n  hello:\n    schedule: {written}\n"
+        assert problems(text) == [f"{place}: functions.hello.schedule: {wrong}"]
+
+
 # -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_a_functions_egress_must_be_in_that_of_its_pool(problems: Callable[..., list[str]]) -> None:
+    """It takes away and never adds; only a pool that the file has can be looked into."""
+    assert problems(
+        """\
+        version: 1
+        pools:
+          mail: {egress: [a.example:1, "db=10.0.0.5:2"]}
+        functions:
+          hello: {pool: mail, egress: [a.example:1, db:2, "c:3"]}
+        """
+    ) == ["5:51: functions.hello.egress[2]: pool 'mail' has no c:3 in its egress; add it there, or leave it out here"]
 
 
 def test_every_problem_is_told_at_once_in_order_with_its_place(problems: Callable[..., list[str]]) -> None:
@@ -307,19 +384,6 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
     ("keys", "problem"),
     [
         ("timeout: '30'", "'30' is not a time; write a number and ms, s, m, h or d, such as 30s"),
-def test_a_functions_egress_must_be_in_that_of_its_pool(problems: Callable[..., list[str]]) -> None:
-    """It takes away and never adds; only a pool that the file has can be looked into."""
-    assert problems(
-        """\
-        version: 1
-        pools:
-          mail: {egress: [a.example:1, "db=10.0.0.5:2"]}
-        functions:
-          hello: {pool: mail, egress: [a.example:1, db:2, "c:3"]}
-        """
-    ) == ["5:51: functions.hello.egress[2]: pool 'mail' has no c:3 in its egress; add it there, or leave it out here"]
-
-
         ("timeout: 1.5", "1.5 has no unit; write 1.5s"),
         ("timeout: 2d", "2d is out of range; write 100ms to 1d"),
         ("timeout: [30s]", "a list is not a time; write a number and a unit, such as 30s"),

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from bananas.manifest import schema
-from bananas.manifest_schema import Function, Pool, Retries, problems
-from bananas.spec import FunctionSpec, PoolSpec, RetrySpec
+from bananas.manifest_schema import Function, Pool, Retries, Schedule, problems
+from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
 TYPES = {
@@ -89,7 +89,16 @@ GOOD: list[Any] = [
     {"version": 1, "pools": {"p": {"egress": ["db=10.0.0.5:5432", "db6=[fd00::5]:1"]}}},
     {"version": 1, "pools": {"p": {"cpus": 0.5, "memory": "2Gi", "egress": ["a.b:1"], "concurrency": 512}}},
 ]
+GOOD += [
+    {"version": 1, "functions": {"f": {"schedule": "@daily"}}},
+    {"version": 1, "functions": {"f": {"schedule": {"cron": "0 2 * * *", "tz": "Asia/Tokyo", "payload": None}}}},
+    {"version": 1, "functions": {"f": {"schedule": {"cron": "* * * * *", "catchup": "all", "payload": [1, {"a": 2}]}}}},
+]
 BAD: list[Any] = [
+    {"version": 1, "functions": {"f": {"schedule": 5}}},
+    {"version": 1, "functions": {"f": {"schedule": {"tz": "UTC"}}}},
+    {"version": 1, "functions": {"f": {"schedule": {"cron": "@daily", "overlap": "never"}}}},
+    {"version": 1, "functions": {"f": {"schedule": {"cron": "@daily", "zone": "UTC"}}}},
     [],
     {},
     {"version": 2},
@@ -146,7 +155,9 @@ def test_the_example_app_fits_the_schema_with_its_variables() -> None:
     assert valid({"version": 1, "pools": {"p": {"concurrency": "${N}", "memory": "${M:-1}G"}}}, schema(), schema())
 
 
-@pytest.mark.parametrize(("model", "spec"), [(Function, FunctionSpec), (Pool, PoolSpec), (Retries, RetrySpec)])
+@pytest.mark.parametrize(
+    ("model", "spec"), [(Function, FunctionSpec), (Pool, PoolSpec), (Retries, RetrySpec), (Schedule, ScheduleSpec)]
+)
 def test_every_field_of_the_spec_has_a_key_with_a_description_and_the_default(model: Any, spec: Any) -> None:
     """Nothing that a gateway takes is out of reach of bananas.yaml."""
     described = schema()["$defs"][model.__name__]["properties"]
