@@ -1,7 +1,7 @@
 """``python -m tests.chaos.light_runner FOLDER``: a real runner, except that its sandboxes are greenlets with a journal.
 
-Worker, heartbeat, fence, inbox, promoter, reaper, executor, pools and shutdown are those of the product; only Docker
-is missing, so that eight of them fit on a small machine. The code that a job runs is ``JournalSandbox.invoke``.
+Everything that ``runner.supervisor`` builds is that of the product; only Docker is missing, so that eight of them fit
+on a small machine. The code that a job runs is ``JournalSandbox.invoke``.
 """
 
 from __future__ import annotations
@@ -16,26 +16,17 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from random import SystemRandom  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from gevent.event import Event  # noqa: E402
-from gevent.lock import BoundedSemaphore  # noqa: E402
 
 from bananas.errors import SandboxDied  # noqa: E402
 from bananas.protocols import CallReply, ExitInfo, Invocation, SandboxProfile  # noqa: E402
-from bananas.secrets import Secrets  # noqa: E402
 from bananas.settings import Settings  # noqa: E402
 from bananas.spec import RuntimeInfo  # noqa: E402
 from bananas.testing import FakeSandbox, FakeSandboxFactory, OnLog, OnProgress  # noqa: E402
-from runner.catalog import Catalog  # noqa: E402
-from runner.executor import Executor  # noqa: E402
-from runner.heartbeat import Fence, Heartbeat  # noqa: E402
-from runner.maintenance.promoter import Promoter  # noqa: E402
-from runner.maintenance.reaper import Reaper  # noqa: E402
-from runner.supervisor import ANNOUNCE_S, Supervisor, _Every  # noqa: E402
-from runner.worker import Inbox, Worker  # noqa: E402
+from runner import images, supervisor  # noqa: E402
 from tests.chaos.journal import Journal  # noqa: E402
 
 RUNTIME = RuntimeInfo(image="none", image_id="none", python="3.11", machine="any", libc="none")
@@ -87,45 +78,42 @@ class JournalFactory(FakeSandboxFactory):
         return JournalSandbox(f"light{next(self._ids)}", profile, self._journal)
 
 
-class Place:
-    """What a runner's ``Host`` is, without an engine."""
+class NoEngine:
+    """Stands where the Docker Engine would."""
 
-    def __init__(self) -> None:
-        self.name = f"light-{os.getpid()}"
+    client = None
+
+
+class Place:
+    """What a runner's ``Host`` is, without an engine: nothing of ours is here that could be left behind."""
+
+    def __init__(self, state: Path, instance: str, engine: NoEngine) -> None:
+        self.id = str(os.getpid())
+        self.name = f"light-{self.id}"
+        self.directory = state / self.id
+        self.cache = state / "bundles"
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.labels: dict[str, str] = {}
+
+    def sweep(self) -> int:
+        """No containers."""
+        return 0
 
     def leave(self) -> None:
-        """Nothing of ours is here."""
+        """No lock."""
 
 
-class LightSupervisor(Supervisor):
-    """The supervisor with other sandboxes."""
-
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        super().__init__(settings)
-        self._folder = folder
-
-    def _build(self) -> None:
-        lease_s = self._settings.lease_s
-        host: Any = Place()
-        factory: Any = JournalFactory(Journal(self._folder, host.name))
-        self._host, self._factory, self._gate = host, factory, BoundedSemaphore(8)
-        catalog = self._catalog = Catalog(
-            self._registry.version, Secrets(self._connections, None).fetch, lambda: {"python": RUNTIME}
-        )
-        executor = Executor(host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom())
-        self._promoter = Promoter(self._on_crash, self._queue)
-        self._worker = Worker(
-            self._on_crash, self._queue, executor, self._pools, self._in_flight, host.name, lease_s, self._on_step
-        )
-        self._services = [
-            Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, self._settings.heartbeat_s),
-            Fence(self._on_crash, self._in_flight, self._settings.fence_s),
-            Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools),
-            self._promoter,
-            Reaper(self._on_crash, self._queue, lease_s, self._settings.reap_s),
-            _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
-            self._worker,
-        ]
+def without_docker(folder: Path) -> None:
+    """Give the supervisor's module other parts in the four places where it would meet the engine."""
+    replaced: dict[str, Any] = {
+        "Engine": NoEngine,
+        "Host": Place,
+        "DockerSandboxFactory": lambda *_, **__: JournalFactory(Journal(folder, f"light-{os.getpid()}")),
+    }
+    for name, part in replaced.items():
+        assert hasattr(supervisor, name), f"runner.supervisor has no {name} any more"
+        setattr(supervisor, name, part)
+    images.discover = lambda *_, **__: {"python": RUNTIME}
 
 
 def main(argv: list[str]) -> int:
@@ -134,9 +122,10 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     # One line for each planned failure would be most of the work.
     logging.getLogger("runner.executor").setLevel(logging.WARNING)
-    supervisor = LightSupervisor(settings, Path(argv[0]))
-    gevent.signal_handler(signal.SIGTERM, supervisor.stop)
-    return supervisor.run()
+    without_docker(Path(argv[0]))
+    runner = supervisor.Supervisor(settings)
+    gevent.signal_handler(signal.SIGTERM, runner.stop)
+    return runner.run()
 
 
 if __name__ == "__main__":

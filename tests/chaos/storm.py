@@ -97,6 +97,7 @@ class Storm:
             "BANANAS_REDIS_URL": url,
             "BANANAS_LEASE_S": str(LEASE_S),
             "BANANAS_GRACE_S": str(GRACE_S),
+            "BANANAS_STATE_DIR": str(self.folder / "state"),
             "PYTHONUNBUFFERED": "1",
         }
         args = [sys.executable, "-m", *module, str(self.journal)]
