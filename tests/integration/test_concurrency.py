@@ -164,6 +164,20 @@ def test_a_job_that_is_set_aside_still_expires_and_can_be_cancelled(queue, regis
     assert not connections.commands.exists(keys.parked("one"), keys.called("one"), keys.running("one"))
 
 
+def test_a_long_row_of_jobs_that_wait_is_called_in_pieces_and_to_the_end(queue, registry, connections):
+    """One step moves a bounded number; when the limit goes, all 2,300 run, in their order."""
+    deploy(registry, "one", max_concurrency=1)
+    waiting = enqueue(queue, 2300, "one")
+    order = [c.id for _ in range(6) for c in claim(queue, 1)]
+    assert connections.commands.zcard(keys.parked("one")) == 2299
+    registry.remove("one")
+    assert connections.commands.zcard(keys.parked("one")) == 1299
+    while claims := claim(queue, 300):
+        order += ids(claims)
+        queue.step("runner", LEASE_MS, [settlement(c, Outcome.OK) for c in claims], [])
+    assert order == waiting
+
+
 # -- pools --------------------------------------------------------------------------------------------------------
 
 
