@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import bananas_sdk
 from runner import framing
 from runner.framing import Frame
 from runner.transport import SocketChannel, SocketListener
@@ -35,6 +36,8 @@ class Answer:
     cut: dict[str, Any] | None = None
     #: (call id, bytes) of each log frame.
     log_frames: list[tuple[int, int]] = field(default_factory=list)
+    #: What the call told of its progress, each time when, in monotonic seconds.
+    told: list[tuple[float, Any]] = field(default_factory=list)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -66,6 +69,8 @@ class ShimHost:
         self.channel: SocketChannel | None = None
         # A link, not a copy, so that coverage sees the shim's own files.
         (self.root / "shim").symlink_to(SHIM)
+        (self.root / "sdk").mkdir()
+        (self.root / "sdk" / "bananas_sdk.py").symlink_to(bananas_sdk.__file__)
         self.write("boot.json", json.dumps({"protocol": 1, "egress": list(egress)}))
         self.write("code/handler.py", source)
         for path, text in (files or {}).items():
@@ -108,11 +113,15 @@ class ShimHost:
         self.channel.sendall(framing.encode(kind, call_id, meta, body))
 
     def answer(self, timeout_s: float = 20.0) -> Answer:
-        """Everything up to the next frame that is not a log."""
+        """Everything up to the next frame that is neither output nor progress."""
         deadline = time.monotonic() + timeout_s
         answer = Answer(Frame(0, 0, {}, b""))
         while True:
             frame = self.reader.read(deadline - time.monotonic())
+            if frame.kind == framing.PROGRESS:
+                assert frame.call_id == self.call_id, frame
+                answer.told.append((time.monotonic(), json.loads(frame.body)))
+                continue
             if frame.kind != framing.LOG:
                 answer.frame = frame
                 return answer

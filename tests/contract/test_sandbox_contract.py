@@ -18,6 +18,7 @@ from bananas.errors import SandboxDied
 from bananas.protocols import Binding, CallReply, HandlerLoadError, Invocation, Sandbox, SandboxFactory, SandboxProfile
 from bananas.spec import PoolSpec, RuntimeInfo
 from bananas.testing import Exit, FakeSandboxFactory, Hang
+from bananas_sdk import Permanent, Retry
 from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.pool import profile_of
@@ -26,6 +27,7 @@ from runner.sandbox import DockerSandboxFactory
 #: The same functions twice: as a module for a real sandbox, and as Python objects for the fake.
 SOURCE = """
 import os, sys, time
+from bananas_sdk import Permanent, Retry, progress
 
 class Never(Exception):
     permanent = True
@@ -33,6 +35,13 @@ class Never(Exception):
 def echo(event, context): return event
 def fails(event, context): raise ValueError("no")
 def never(event, context): raise Never("never")
+def gives_up(event, context): raise Permanent("never")
+def waits(event, context): raise Retry(after_s=2.5)
+def tells(event, context):
+    for done in range(event):
+        progress({"done": done + 1, "of": event})
+    return "told"
+def babbles(event, context): progress("x" * 5000)
 def exits(event, context): os._exit(3)
 def hangs(event, context): time.sleep(60)
 def prints(event, context):
@@ -55,10 +64,20 @@ def _prints(event: object, context: object) -> None:
     context.print("two")
 
 
+def _tells(event: int, context: object) -> str:
+    for done in range(event):
+        context.progress({"done": done + 1, "of": event})
+    return "told"
+
+
 FAKES = {
     "handler.echo": lambda event, context: event,
     "handler.fails": lambda event, context: _raise(ValueError("no")),
     "handler.never": lambda event, context: _raise(Never("never")),
+    "handler.gives_up": lambda event, context: _raise(Permanent("never")),
+    "handler.waits": lambda event, context: _raise(Retry(after_s=2.5)),
+    "handler.tells": _tells,
+    "handler.babbles": lambda event, context: context.progress("x" * 5000),
     "handler.exits": lambda event, context: _raise(Exit(3)),
     "handler.hangs": lambda event, context: _raise(Hang()),
     "handler.prints": _prints,
@@ -76,6 +95,7 @@ class Rig:
         self._created: list[Sandbox] = []
         self._ids = itertools.count(1)
         self.printed: list[bytes] = []
+        self.told: list[bytes] = []
 
     def create(self) -> Sandbox:
         sandbox = self._factory.create(self._profile)
@@ -88,7 +108,8 @@ class Rig:
         return sandbox
 
     def call(self, sandbox: Sandbox, payload: bytes = b"null", timeout_s: float = 10.0) -> CallReply:
-        return sandbox.invoke(Invocation(next(self._ids), "job", 1, payload, timeout_s), self.printed.append)
+        call = Invocation(next(self._ids), "job", 1, payload, timeout_s)
+        return sandbox.invoke(call, self.printed.append, self.told.append)
 
     def close(self) -> None:
         for sandbox in self._created:
@@ -115,7 +136,7 @@ def _docker_rig(image: RuntimeInfo, labels: dict[str, str]) -> Iterator[Rig]:
     rig = Rig(factory, profile_of("p", PoolSpec(), image.image, image.image_id), bundle.digest)
     yield rig
     rig.close()
-    assert not [path for path in os.listdir(folder / "sb") if path != "shim"], "directories were left behind"
+    assert not [path for path in os.listdir(folder / "sb") if path != "kit"], "directories were left behind"
     shutil.rmtree(folder)
 
 
@@ -144,9 +165,38 @@ def test_an_exception_is_an_answer_and_the_sandbox_goes_on(rig):
         assert reply.reusable
 
 
-def test_permanent_errors_are_marked(rig):
-    """An exception with permanent = True says so, whatever its class."""
-    assert rig.call(rig.bound("never")).error["permanent"] is True
+@pytest.mark.parametrize("handler", ["never", "gives_up"])
+def test_permanent_errors_are_marked(rig, handler):
+    """An exception with permanent = True says so, whatever its class; the SDK's has it."""
+    assert rig.call(rig.bound(handler)).error["permanent"] is True
+
+
+def test_an_error_may_choose_its_delay(rig):
+    """retry_after_s arrives as seconds, with type, message and traceback as of any error."""
+    error = rig.call(rig.bound("waits")).error
+    assert (error["type"], error["message"], error["retry_after_s"]) == ("Retry", "try again in 2.5 s", 2.5)
+    assert "permanent" not in error
+    assert "waits" in error["traceback"]
+
+
+def test_progress_arrives_before_the_answer_and_the_last_value_does(rig):
+    """However often a call tells, what it told last is there when its answer is."""
+    sandbox = rig.bound("tells")
+    for count in (b"1", b"50", b"0"):
+        rig.told.clear()
+        assert rig.call(sandbox, count).result == b'"told"'
+        assert rig.told[-1:] == [b'{"done":%b,"of":%b}' % (count, count)] * (count != b"0")
+
+
+def test_progress_over_its_limit_is_the_handlers_error(rig):
+    """The message has size and limit; nothing is sent; the sandbox goes on."""
+    sandbox = rig.bound("babbles")
+    for _ in range(2):
+        reply = rig.call(sandbox)
+        assert reply.error["type"] == "ValueError"
+        assert "at most 4096 bytes of JSON, got 5002" in reply.error["message"]
+        assert reply.reusable
+    assert rig.told == []
 
 
 def test_output_is_captured_in_order(rig):

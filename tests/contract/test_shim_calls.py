@@ -145,22 +145,49 @@ def test_an_exception_names_the_users_file_and_line() -> None:
         assert host.call(2).json() == 0.5
 
 
+SLY = "type('F', (float,), {'__float__': lambda s: 'x', '__ge__': None})(2)"
+
+
+def having(name: str, value: str) -> str:
+    return f"e = ValueError('no'); e.{name} = {value}; raise e"
+
+
 @pytest.mark.parametrize(
     ("body", "extra"),
     [
-        ("e = ValueError('no'); e.permanent = True; raise e", {"permanent": True}),
-        ("e = ValueError('no'); e.retry_after_s = 3; raise e", {"retry_after_s": 3.0}),
-        ("e = ValueError('no'); e.retry_after_s = float('nan'); e.permanent = 0; raise e", {}),
-        ("e = ValueError('no'); e.retry_after_s = 'soon'; raise e", {}),
-        ("e = ValueError('no'); e.retry_after_s = -1; raise e", {}),
+        (having("permanent", "True"), {"permanent": True}),
+        (having("permanent", "0"), {}),
+        (having("retry_after_s", "3"), {"retry_after_s": 3.0}),
+        (having("retry_after_s", "0"), {"retry_after_s": 0.0}),
+        (having("retry_after_s", "1e300"), {"retry_after_s": 1e300}),
+        (having("retry_after_s", "float('nan')"), {}),
+        (having("retry_after_s", "float('inf')"), {}),
+        (having("retry_after_s", "float('-inf')"), {}),
+        (having("retry_after_s", "10 ** 400"), {}),
+        (having("retry_after_s", "-1"), {}),
+        (having("retry_after_s", "True"), {}),
+        (having("retry_after_s", "'5'"), {}),
+        (having("retry_after_s", "[5]"), {}),
+        (
+            having("retry_after_s", SLY),
+            {"retry_after_s": 2.0},
+        ),
+        ("from bananas_sdk import Permanent\nraise Permanent('no')", {"permanent": True}),
+        ("from bananas_sdk import Retry\nraise Retry(after_s=5, message='no')", {"retry_after_s": 5.0}),
+        ("from bananas_sdk import Retry\nraise Retry(message='no')", {}),
+        (
+            "from bananas_sdk import Retry\nclass Mine(Retry): pass\nraise Mine(2, 'no')",
+            {"retry_after_s": 2.0},
+        ),
     ],
 )
 def test_an_exception_may_say_what_a_retry_is_worth(body: str, extra: dict[str, Any]) -> None:
-    """permanent and retry_after_s are attributes of any exception; nonsense in them is ignored."""
+    """permanent and retry_after_s are attributes of any exception, the SDK's classes have them, nonsense is ignored."""
     with ShimHost(failing(body)) as host:
         meta = host.ready().call().meta
     assert {k: meta[k] for k in ("permanent", "retry_after_s") if k in meta} == extra
     assert meta["message"] == "no"
+    assert meta["traceback"].rstrip().endswith("no")
 
 
 def test_error_texts_are_bounded_and_always_sendable() -> None:
@@ -183,6 +210,19 @@ def test_error_texts_are_bounded_and_always_sendable() -> None:
             "E",
             "why (describing it failed: OSError)",
         ),
+        (
+            "class E(Exception):\n    @property\n    def retry_after_s(self): raise SystemExit\nraise E('why')",
+            "E",
+            "why (describing it failed: SystemExit)",
+        ),
+        ("class E(Exception):\n    def __str__(self): raise KeyboardInterrupt\nraise E", "E", "__str__ raised Keyb"),
+        (
+            "class S(str):\n    def __len__(self): raise OSError\n"
+            "class E(Exception):\n    def __str__(self): return S('sly')\nraise E",
+            "E",
+            "sly",
+        ),
+        ("class M(type):\n    __name__ = 5\nclass E(Exception, metaclass=M): pass\nraise E('why')", "E", "why"),
         ("class E(Exception):\n    __slots__ = ()\nraise E from E('cause')", "E", ""),
         ("def f(): f()\nf()", "RecursionError", "maximum recursion depth exceeded"),
         ("raise KeyboardInterrupt('stop')", "KeyboardInterrupt", "stop"),

@@ -138,7 +138,7 @@ def test_an_end_within_a_frame_is_told_from_an_end_after_it(frame: Frame, data: 
     [
         (HEAD.pack(LIMITS.frame_bytes - 3, 4, 1, 2), f"a frame of {LIMITS.frame_bytes + 1} bytes, the limit is"),
         (HEAD.pack(2**32 - 1, 4, 1, 2), "a frame of 4294967299 bytes, the limit is 4194304"),
-        (HEAD.pack(20, 9, 1, 2), "unknown kind 9; known are 1 to 7"),
+        (HEAD.pack(20, 9, 1, 2), "unknown kind 9; known are 1 to 8"),
         (HEAD.pack(20, 0, 1, 2), "unknown kind 0"),
         (HEAD.pack(5, 4, 1, 0), "length 5 does not hold its header of 13"),
         (HEAD.pack(20, 4, 1, 8), "length 20 does not hold its header of 13 and meta of 8"),

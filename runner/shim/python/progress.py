@@ -70,10 +70,18 @@ class Progress:
     def _pump(self, bell: _thread.LockType) -> None:
         while True:
             bell.acquire()
-            sleep(max(0.0, self._due_s - monotonic()))
-            self._rung.release()  # before the look: whoever comes later rings again
-            with self._lock:
-                self._send()
+            while not self._send_when_due():
+                pass
+
+    def _send_when_due(self) -> bool:
+        """Wait out the gap; False when somebody else has sent meanwhile, so that another one has begun."""
+        sleep(max(0.0, self._due_s - monotonic()))
+        with self._lock:
+            if monotonic() < self._due_s:
+                return False
+            self._rung.release()  # before the look at what is there: whoever comes later rings again
+            self._send()
+        return True
 
     def _send(self) -> None:
         text = self._latest
