@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.types import LogConfig, Ulimit
+from docker.types import DeviceRequest, LogConfig, Ulimit
 
 from bananas.errors import BananasError, EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.protocols import SandboxProfile
@@ -83,10 +83,16 @@ class Engine:
         command: list[str],
         labels: dict[str, str],
         extra_hosts: dict[str, str],
+        *,
+        network: str = "none",
+        gpus: Sequence[str] = (),
     ) -> str:
-        """Create and start a container with ``directory`` at /run/bananas; returns its id."""
+        """Create and start a container with ``directory`` at /run/bananas; returns its id.
+
+        ``network`` is ``none`` or what ``open_network`` made; ``gpus`` are ids of devices, as the engine knows them.
+        """
         host = self._api.create_host_config(
-            network_mode="none",
+            network_mode=network,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             read_only=True,
@@ -101,6 +107,7 @@ class Engine:
             ulimits=self._ulimits(),
             extra_hosts=extra_hosts or None,
             log_config=LogConfig(type="none"),
+            device_requests=_devices(gpus),
         )
         with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
             container = self._api.create_container(
@@ -175,11 +182,47 @@ class Engine:
             if not isinstance(cause, APIError) or cause.status_code not in (404, 409):
                 raise
 
+    def open_network(self, name: str, labels: dict[str, str]) -> list[str]:
+        """Make sure that there is a bridge ``name`` whose containers do not see each other; the host's addresses on it.
+
+        The bridge has the network's name, so that firewall rules can name it.
+        """
+        with _translate(f"making the network {name}"):
+            if not self._api.networks(names=[f"^{name}$"]):
+                options = {
+                    "com.docker.network.bridge.name": name,
+                    "com.docker.network.bridge.enable_icc": "false",
+                }
+                self._api.create_network(name, driver="bridge", options=options, labels=labels, check_duplicate=True)
+            found = self._api.inspect_network(name)
+        if found["Labels"] != labels or found["Options"].get("com.docker.network.bridge.enable_icc") != "false":
+            raise SandboxStartError(
+                f"a network {name} that is not ours is on this engine; remove it: docker network rm {name}"
+            )
+        return [str(pool["Gateway"]) for pool in found["IPAM"]["Config"] or () if pool.get("Gateway")]
+
+    def remove_network(self, name: str) -> None:
+        """Remove it unless something is connected to it, or it is gone. Raises EngineUnavailable."""
+        try:
+            with _translate(f"removing the network {name}"):
+                self._api.remove_network(name)
+        except (EngineUnavailable, ImageMissing) as e:
+            cause = e.__cause__
+            if not isinstance(cause, APIError) or cause.status_code not in (403, 404, 409):
+                raise
+
     def sandboxes(self, instance: str) -> dict[str, str]:
         """Every container of this installation, running or not: id → runner."""
         with _translate("listing sandboxes"):
             found = self._api.containers(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"})
         return {str(c["Id"]): str(c["Labels"].get(LABEL_RUNNER, "")) for c in found}
+
+
+def _devices(gpus: Sequence[str]) -> list[DeviceRequest] | None:
+    """What asks the engine for NVIDIA devices; it then mounts the driver's files as well."""
+    if not gpus:
+        return None
+    return [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu", "compute", "utility"]])]
 
 
 def describe() -> str:
