@@ -12,7 +12,8 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   ├── InvalidRequest · PayloadTooLarge · UnsupportedMedia · HostNotAllowed
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
     │   ├── JobFinished · JobNotDead · VersionGone
-    │   └── UnknownSecret · SecretInUse
+    │   ├── UnknownSecret · SecretInUse
+    │   └── Unauthorized · Forbidden · UnknownToken
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · NoLiveRunner · SecretKeyMissing
     │   └── EngineUnavailable · GatewayUnreachable
@@ -134,6 +135,24 @@ class UnknownBundle(RequestError):
     """No bundle with that digest was uploaded."""
 
     code = "unknown-bundle"
+
+
+class Unauthorized(RequestError):
+    """A valid token is needed."""
+
+    code = "unauthorized"
+
+
+class Forbidden(RequestError):
+    """The token does not allow this."""
+
+    code = "forbidden"
+
+
+class UnknownToken(RequestError):
+    """No token has that id."""
+
+    code = "unknown-token"
 
 
 class UnknownSecret(RequestError):

@@ -22,7 +22,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
-| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``, or ``pools``: settings changed | 60 s after the last push |
+| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``; ``pools``: settings changed; ``deployed <function>`` | 60 s after the last push |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
@@ -31,6 +31,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``pools`` | HASH | name → pool spec (JSON) | |
 | ``pools:rev`` | STRING | counts changes of ``pools`` and ``secrets`` | |
 | ``secrets`` | HASH | name → version, time and sealed value (MessagePack), see ``bananas.secrets`` | until removed |
+| ``tokens`` | HASH | id → API token (JSON, with a digest of its secret), see ``bananas.tokens`` | until removed |
 | ``runtimes`` | HASH | name → RuntimeInfo (JSON) | last published |
 | ``runners`` | HASH | id → RunnerInfo (JSON) | swept when not seen for 60 s |
 | ``instance`` | STRING | id of this installation | for ever |
@@ -46,7 +47,8 @@ Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retrie
 ``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or
 ``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``replayed``
 ``purged`` dead letters · ``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
-``repaired:<kind>`` what the janitor's audit put right.
+``repaired:<kind>`` what the janitor's audit put right · ``start:<pool>:<function>:<start>:<reason>`` and
+``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py``.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ FUNCTIONS: Final = PREFIX + "functions"
 POOLS: Final = PREFIX + "pools"
 POOLS_REV: Final = PREFIX + "pools:rev"
 SECRETS: Final = PREFIX + "secrets"
+TOKENS: Final = PREFIX + "tokens"
 RUNTIMES: Final = PREFIX + "runtimes"
 RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"
