@@ -8,8 +8,9 @@ several threads at once, like the requests session below it. Paths and bodies ar
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -27,6 +28,9 @@ ANSWER_S: Final = 30.0
 MARGIN_S: Final = 10.0
 #: The largest answer is the log of a job with every attempt's log at its limit.
 ANSWER_BYTES: Final = (spec.MAX_RETRIES + LIMITS.max_losses + 1) * LIMITS.log_bytes + 16 * MIB
+
+#: Of the jobs in a batch, without its brackets.
+_BATCH_BYTES: Final = LIMITS.batch_bytes - 64
 
 #: Anything that JSON can say, or its text as bytes.
 Payload = Any
@@ -59,14 +63,34 @@ class Client:
     # -- jobs -------------------------------------------------------------------------------------------------
 
     def submit(self, name: str, payload: Payload = None, **options: Any) -> dict[str, Any]:
-        """Queue a job; returns ``{"id", "status", "name", "version", "pool"}`` once it is in Redis.
+        """Queue a job; returns ``{"id", "status", "name", "version", "pool", "duplicate"}`` once it is in Redis.
 
-        ``options`` are those of ``POST /jobs``: priority, pool, delay, run_at, retries, timeout, expires_after; None
-        counts as not given. Times are ``"10s"``-like or numbers of seconds.
+        ``options`` are those of ``POST /jobs``: priority, pool, delay, run_at, retries, timeout, expires_after,
+        unique_key; None counts as not given. Times are ``"10s"``-like or numbers of seconds.
         """
-        given = {key: value for key, value in options.items() if value is not None}
-        body = msgspec.json.encode({"name": name, "payload": msgspec.Raw(_json(payload)), **given})
-        return self._json("POST", "/jobs", body)
+        return self._json("POST", "/jobs", _job({"name": name, "payload": payload, **options}))
+
+    def submit_many(self, jobs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Queue many; each is ``{"name", "payload"?, …}`` as for ``submit``, and what comes answers it, in order.
+
+        An answer is that of ``submit``, or ``{"error": problem}`` for a job that was refused. Nothing is sent before
+        the first answer is asked for; then as many at a time as a batch holds. When a call fails, the answers before
+        it stand, and the jobs of that call may or may not be queued: a ``unique_key`` makes it safe to send them again.
+        """
+        batch: list[bytes] = []
+        size = 0
+        for job in jobs:
+            raw = _job(job)
+            if batch and (len(batch) == LIMITS.batch_items or size + len(raw) + 1 > _BATCH_BYTES):
+                yield from self._batch(batch)
+                batch, size = [], 0
+            batch.append(raw)
+            size += len(raw) + 1
+        if batch:
+            yield from self._batch(batch)
+
+    def _batch(self, jobs: list[bytes]) -> list[dict[str, Any]]:
+        return list(self._json("POST", "/jobs/batch", b'{"jobs":[' + b",".join(jobs) + b"]}")["jobs"])
 
     def job(self, job_id: str, wait_s: float | None = None) -> dict[str, Any]:
         """The job's record; with ``wait_s`` (at most 60) as soon as the job is over, or after that many seconds."""
@@ -77,12 +101,20 @@ class Client:
         """Cancel the job; ``{"id", "status": "cancelled"}``."""
         return self._json("DELETE", f"/jobs/{quote(job_id, safe='')}")
 
+    def payload(self, job_id: str) -> bytes:
+        """What the job is called with: JSON text as it was sent."""
+        return self._call("GET", f"/jobs/{quote(job_id, safe='')}/payload")
+
     def logs(self, job_id: str) -> str:
         """What every attempt printed, oldest first."""
         return self._call("GET", f"/jobs/{quote(job_id, safe='')}/logs").decode(errors="replace")
 
-    def invoke(self, name: str, payload: Payload = None, *, timeout_s: float | None = None) -> bytes:
+    def invoke(
+        self, name: str, payload: Payload = None, *, timeout_s: float | None = None, unique_key: str | None = None
+    ) -> bytes:
         """Call the function and wait; returns the result's JSON text.
+
+        A second call with the same ``unique_key`` gets the result of the first one.
 
         The gateway ends the call when the function's own timeout is over. ``timeout_s`` is when this side gives up;
         None asks the gateway for the function's timeout first and waits a little longer than that.
@@ -91,12 +123,39 @@ class Client:
             limits = self.function(name)["spec"]
             run_ms = int(limits.get("timeout_ms", 0)) + int(limits.get("init_timeout_ms", 0))
             timeout_s = run_ms / 1000 + LIMITS.sync_queue_s + MARGIN_S
-        return self._call("POST", f"/functions/{_part(name)}/invoke", _json(payload), timeout_s=timeout_s)
+        headers = {} if unique_key is None else {"Idempotency-Key": unique_key}
+        path = f"/functions/{_part(name)}/invoke"
+        return self._call("POST", path, _json(payload), timeout_s=timeout_s, headers=headers)
+
+    # -- dead letters -----------------------------------------------------------------------------------------
+
+    def dead(self, **query: Any) -> dict[str, Any]:
+        """One page of failed jobs: ``{"letters": [{"id", "name", "reason", "error", "died_at", …}], "cursor"}``.
+
+        ``query``: function, reason, after, before (RFC 3339 with a zone), cursor, limit; None counts as not given.
+        """
+        given = urlencode({key: value for key, value in query.items() if value is not None})
+        return self._json("GET", f"/dead?{given}" if given else "/dead")
+
+    def replay(self, job_id: str, payload: bytes | None = None, version: str = "current") -> dict[str, Any]:
+        """Put one failed job back, with another payload (JSON text) if one is given; ``{"id", "status"}``."""
+        body: dict[str, Any] = {"version": version}
+        if payload is not None:
+            body["payload"] = msgspec.Raw(payload)
+        return self._json("POST", f"/jobs/{quote(job_id, safe='')}/replay", msgspec.json.encode(body))
+
+    def replay_dead(self, **body: Any) -> dict[str, Any]:
+        """One call of ``POST /dead/replay``: ``{"moved": [id], "refused": [{"id", "code", "detail"}], "cursor"}``."""
+        return self._json("POST", "/dead/replay", _given(body))
+
+    def purge_dead(self, **body: Any) -> dict[str, Any]:
+        """One call of ``POST /dead/purge``: ``{"purged": how many, "cursor"}``."""
+        return self._json("POST", "/dead/purge", _given(body))
 
     # -- functions and pools ----------------------------------------------------------------------------------
 
     def functions(self) -> list[dict[str, Any]]:
-        """Every deployed function: ``{"name", "version", "spec", "bundles", "abi", "deployed_at"}``."""
+        """Every deployed function: ``{"name", "version", "spec", "bundles", "abi", "deployed_at", "running", …}``."""
         return list(self._json("GET", "/functions")["functions"])
 
     def function(self, name: str) -> dict[str, Any]:
@@ -112,7 +171,7 @@ class Client:
         self._call("DELETE", f"/functions/{_part(name)}")
 
     def pools(self) -> list[dict[str, Any]]:
-        """Every pool: ``{"name", "spec", "queued": {"high", "normal", "low"}, "processing", "runners"}``."""
+        """Every pool: ``{"name", "spec", "queued": {"high", …}, "processing", "runners", "waits_for_runner"}``."""
         return list(self._json("GET", "/pools")["pools"])
 
     def put_pool(self, name: str, pool: spec.PoolSpec) -> dict[str, Any]:
@@ -179,16 +238,17 @@ class Client:
         *,
         media: str = "application/json",
         timeout_s: float = ANSWER_S,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """The answer's body; raises ApiError for a status of 400 and above."""
         import requests
 
-        headers = {} if body is None else {"Content-Type": media}
+        sent = {**({} if body is None else {"Content-Type": media}), **(headers or {})}
         try:
             with self._open().request(
                 *(method, self.url + path),
                 data=body,
-                headers=headers,
+                headers=sent,
                 timeout=(CONNECT_S, timeout_s),
                 stream=True,
                 allow_redirects=False,
@@ -242,6 +302,16 @@ def _cause(error: BaseException) -> str:
 
 def _part(name: str) -> str:
     return quote(name, safe="")
+
+
+def _given(values: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode({key: value for key, value in values.items() if value is not None})
+
+
+def _job(job: Mapping[str, Any]) -> bytes:
+    """A body of ``POST /jobs``."""
+    given = {key: value for key, value in job.items() if value is not None}
+    return msgspec.json.encode({**given, "payload": msgspec.Raw(_json(job.get("payload")))})
 
 
 def _json(payload: Payload) -> bytes:

@@ -35,6 +35,7 @@ COMMANDS = {
     "deploy": "manifests",
     "invoke": "jobs",
     "jobs": "jobs",
+    "dead": "dead",
     "functions": "operate",
     "pools": "operate",
     "runners": "operate",

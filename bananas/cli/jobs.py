@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import rich_click as click
 
-from bananas.cli.output import client, output_option, print_json, print_record, read_payload, time_option
+from bananas.cli.output import client, output_option, print_json, print_record, read_jobs, read_payload, time_option
 from bananas.settings import LIMITS
 from bananas.spec import MAX_RETRIES, PRIORITIES
 from bananas.units import parse_time_ms
@@ -16,14 +18,18 @@ if TYPE_CHECKING:
     from bananas.client import Client
 
 _OVER = ("completed", "failed", "cancelled")
+_key_option = click.option(
+    "--unique-key", metavar="KEY", help="With the same key again, it is the first job that is meant."
+)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("payload", required=False)
 @click.option("--async", "is_async", is_flag=True, help="Queue it as a job and return at once.")
+@_key_option
 @output_option
-def invoke(name: str, payload: str | None, is_async: bool, output: str) -> int:
+def invoke(name: str, payload: str | None, is_async: bool, unique_key: str | None, output: str) -> int:
     """Call a function and print its result.
 
     PAYLOAD is JSON, - for stdin, or @file; without it the event is {}.
@@ -37,14 +43,18 @@ def invoke(name: str, payload: str | None, is_async: bool, output: str) -> int:
     body = read_payload(payload)
     with client() as gateway:
         if is_async:
-            return _submitted(gateway.submit(name, body), output)
-        click.echo(gateway.invoke(name, body).decode(errors="replace"))
+            return _submitted(gateway.submit(name, body, unique_key=unique_key), output)
+        from bananas.cli.patience import Patience
+
+        with Patience(gateway.url, name):
+            result = gateway.invoke(name, body, unique_key=unique_key)
+    click.echo(result.decode(errors="replace"))
     return 0
 
 
 @click.group()
 def jobs() -> None:
-    """Queue, show, cancel jobs; read their logs.
+    """Queue, show and cancel jobs; read their logs.
 
     \b
     Example:
@@ -62,6 +72,7 @@ def jobs() -> None:
 @click.option("--retries", type=click.IntRange(0, MAX_RETRIES), help="Fewer retries than the function's.")
 @time_option("--timeout", "A shorter timeout than the function's.")
 @time_option("--expires-after", "Give up if it has not begun after this time.")
+@_key_option
 @time_option("--wait", "Wait this long for its end; exit code 4 when it failed.")
 @output_option
 def submit(name: str, payload: str | None, wait: str | None, output: str, **options: Any) -> int:
@@ -81,6 +92,53 @@ def submit(name: str, payload: str | None, wait: str | None, output: str, **opti
         record = _until_over(gateway, job["id"], parse_time_ms(wait) / 1000)
     _print(record, output)
     return _verdict(record, wait)
+
+
+@jobs.command()
+@click.argument("file", metavar="FILE", type=click.File("rb"))
+@output_option
+def batch(file: BinaryIO, output: str) -> int:
+    """Queue many jobs, one JSON object a line, and print their ids.
+
+    Each line is a body of POST /jobs; FILE may be - for stdin. A line that is
+    refused is told and does not stop the others.
+
+    \b
+    Example:
+      echo '{"name": "hello", "payload": {"name": "Ada"}}' > jobs.jsonl
+      bananas jobs batch jobs.jsonl
+    """
+    counted = Counter[str]()
+    answers: list[dict[str, Any]] = []
+    numbers: deque[int] = deque()
+
+    def refuse(number: int, why: str) -> None:
+        counted["refused"] += 1
+        click.echo(f"line {number}: {why}", err=True)
+
+    def wanted() -> Iterator[dict[str, Any]]:
+        for number, job in read_jobs(file):
+            if isinstance(job, str):
+                refuse(number, job)
+            else:
+                numbers.append(number)
+                yield job
+
+    with client() as gateway:
+        for answer in gateway.submit_many(wanted()):
+            number = numbers.popleft()
+            answers += [{"line": number, **answer}] if output == "json" else []
+            if "error" in answer:
+                refuse(number, answer["error"]["detail"])
+                continue
+            counted["queued"] += 1
+            if output == "table":
+                click.echo(answer["id"])
+    if output == "json":
+        print_json(answers)
+    refused = f", {counted['refused']} refused" if counted["refused"] else ""
+    click.echo(f"{counted['queued']} queued{refused}", err=True)
+    return 1 if refused else 0
 
 
 @jobs.command()

@@ -6,7 +6,7 @@ from typing import Any
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_table
+from bananas.cli.output import ago, client, output_option, print_json, print_table, waits_for_runner
 from bananas.units import show_time
 
 
@@ -23,7 +23,9 @@ def functions() -> None:
 @functions.command("ls")
 @output_option
 def ls(output: str) -> None:
-    """List what is deployed.
+    """List what is deployed, and how many jobs of it run.
+
+    PARKED counts jobs that wait for their function's max_concurrency.
 
     \b
     Example:
@@ -41,11 +43,18 @@ def ls(output: str) -> None:
             f["spec"].get("runtime"),
             f["spec"].get("pool"),
             _time(f["spec"]),
+            _running(f),
+            f["parked"],
             ago(f["deployed_at"]),
         )
         for f in found
     )
-    print_table(("NAME", "VERSION", "RUNTIME", "POOL", "TIMEOUT", "DEPLOYED"), rows)
+    print_table(("NAME", "VERSION", "RUNTIME", "POOL", "TIMEOUT", "RUNNING", "PARKED", "DEPLOYED"), rows)
+
+
+def _running(function: dict[str, Any]) -> str:
+    most = function["spec"].get("max_concurrency")
+    return f"{function['running']} of {most}" if most else str(function["running"])
 
 
 def _time(spec: dict[str, Any]) -> str:
@@ -76,7 +85,8 @@ def rm(names: tuple[str, ...], output: str) -> None:
 def pools(output: str) -> None:
     """List pools, their queues and runners.
 
-    QUEUED counts high, normal and low priority.
+    QUEUED counts high, normal and low priority. SLOTS are those of each
+    runner, MAX is the most at once over all of them.
 
     \b
     Example:
@@ -87,7 +97,11 @@ def pools(output: str) -> None:
     if output == "json":
         print_json(found)
         return
-    print_table(("NAME", "SLOTS", "MEMORY", "CPUS", "QUEUED H/N/L", "RUNNING", "RUNNERS"), map(_pool, found))
+    headings = ("NAME", "SLOTS", "MAX", "MEMORY", "CPUS", "QUEUED H/N/L", "RUNNING", "RUNNERS")
+    print_table(headings, map(_pool, found))
+    for pool in found:
+        if pool["waits_for_runner"]:
+            click.echo(waits_for_runner(pool), err=True)
 
 
 def _pool(pool: dict[str, Any]) -> tuple[object, ...]:
@@ -98,6 +112,7 @@ def _pool(pool: dict[str, Any]) -> tuple[object, ...]:
     return (
         pool["name"],
         spec.get("concurrency"),
+        spec.get("max_concurrency"),
         f"{spec.get('memory_mb')}M",
         spec.get("cpus"),
         lanes,

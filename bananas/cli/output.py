@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import rich_click as click
 
@@ -88,6 +88,34 @@ def read_payload(text: str | None) -> bytes:
     return raw
 
 
+def read_jobs(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Bodies of ``POST /jobs`` with the number of their line, one by one; text says why a line is none.
+
+    The payloads are bytes, as they are written in the file. Empty lines count but say nothing.
+    """
+    most = LIMITS.payload_bytes + 16 * KIB
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(most + 1)
+            yield number, f"a job has at most {most // KIB} KiB"
+        elif line.strip():
+            yield number, _decode_job(line)
+
+
+def _decode_job(line: bytes) -> dict[str, Any] | str:
+    import msgspec
+
+    try:
+        line.decode()  # a payload is not looked at, and one that is no text would spoil its batch
+        job = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        return {name: bytes(raw) if name == "payload" else msgspec.json.decode(raw) for name, raw in job.items()}
+    except (ValueError, RecursionError) as e:
+        return f"not a job: {e}"
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
@@ -134,12 +162,20 @@ def ago(when: object) -> str:
     return f"{seconds}s ago"
 
 
+def waits_for_runner(pool: dict[str, Any]) -> str:
+    """What is told about a pool with jobs that no live runner serves."""
+    name, n = pool["name"], sum(pool["queued"].values())
+    jobs = "1 job waits" if n == 1 else f"{n} jobs wait"
+    return f"{jobs} in pool {name} for a runner; start one with `bananas runner --pools {name}`"
+
+
 def print_record(record: dict[str, Any]) -> None:
     """A job's record for people: what it is, how it went, what came out."""
     facts = {
         "id": record["id"],
         "function": f"{record['name']} @ {record['version']}",
         "status": record["status"] + (f" ({record['reason']})" if record.get("reason") else ""),
+        "waiting": record.get("waiting_detail"),
         "pool": f"{record['pool']}, priority {record['priority']}",
         "created": record["created_at"],
         "due": record.get("scheduled_for"),
@@ -154,6 +190,8 @@ def print_record(record: dict[str, Any]) -> None:
     if history:
         click.echo()
         print_table(("TRY", "OUTCOME", "START", "QUEUED MS", "RUN MS", "TOTAL MS", "SANDBOX"), map(_attempt, history))
+    if record.get("progress") is not None:
+        click.echo(f"\nprogress  {json.dumps(record['progress'], ensure_ascii=False)}")
     if record.get("error"):
         error = record["error"]
         click.echo(f"\nerror     {_cell(error.get('type'))}: {_cell(error.get('message'))}")

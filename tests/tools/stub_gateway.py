@@ -47,6 +47,10 @@ class StubGateway:
     bundles: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, Any] = field(default_factory=dict)
     runners: list[Any] = field(default_factory=list)
+    #: Pools in which jobs wait for a runner.
+    unserved: set[str] = field(default_factory=set)
+    #: Dead letters, oldest first; two of them make a page.
+    letters: list[Any] = field(default_factory=list)
     #: ``METHOD /path?query`` of every request, in order, and the bodies that were sent.
     calls: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -65,6 +69,9 @@ class StubGateway:
             "reason": None,
             "result": {"n": 1},
             "error": None,
+            "waiting_for": None,
+            "waiting_detail": None,
+            "progress": None,
         }
         self.jobs[job_id] = base | {"history": []} | changed
 
@@ -92,6 +99,11 @@ class StubGateway:
             ("HEAD /bundles/([^/]+)", lambda _, sha: (200 if sha in self.bundles else 404, b"")),
             ("PUT /bundles/([^/]+)", self._put_bundle),
             ("POST /jobs", self._submit),
+            ("POST /jobs/batch", self._batch),
+            ("GET /jobs/([^/]+)/payload", lambda _, job_id: (200, b'{"n":  1}')),
+            ("POST /jobs/([^/]+)/replay", lambda _, job_id: (202, {"id": job_id, "status": "pending"})),
+            ("GET /dead", self._page),
+            ("POST /dead/(replay|purge)", self._move),
             ("GET /jobs/([^/]+)", self._job),
             ("GET /jobs/([^/]+)/logs", lambda _, job_id: (200, f"printed by {job_id}\n".encode())),
             ("DELETE /jobs/([^/]+)", lambda _, job_id: (200, {"id": job_id, "status": "cancelled"})),
@@ -109,6 +121,7 @@ class StubGateway:
                 return problem(422, "unknown-bundle", f"no bundle {sha}")
         before = self.functions.get(name, {}).get("version")
         self.functions[name] = {"name": name, "version": deployment.version(), "deployed_at": DAY, **json.loads(body)}
+        self.functions[name] |= {"running": 0, "parked": 0}
         return 200, {"name": name, "version": deployment.version(), "changed": before != deployment.version()}
 
     def _delete_function(self, _: bytes, name: str) -> Answer:
@@ -116,7 +129,9 @@ class StubGateway:
 
     def _pool(self, name: str) -> Any:
         queued = {"high": 1, "normal": 20, "low": 300}
-        return {"name": name, "spec": self.pools[name], "queued": queued, "processing": 2, "runners": 1}
+        return {"name": name, "spec": self.pools[name], "queued": queued, "processing": 2, "runners": 1} | {
+            "waits_for_runner": name in self.unserved
+        }
 
     def _put_pool(self, body: bytes, name: str) -> Answer:
         spec = json.loads(PoolSpec.decode(body).encode())
@@ -133,13 +148,47 @@ class StubGateway:
     def _submit(self, body: bytes) -> Answer:
         job = json.loads(body)
         self.record("job-1", name=job["name"])
-        return 202, {
-            "id": "job-1",
-            "status": "pending",
-            "name": job["name"],
-            "version": "103c89f0cdda",
-            "pool": "default",
-        }
+        return 202, self._taken(1, job)
+
+    def _taken(self, number: int, job: Any) -> Any:
+        place = {"version": "103c89f0cdda", "pool": "default", "duplicate": False}
+        return {"id": f"job-{number}", "status": "pending", "name": job["name"], **place}
+
+    def _batch(self, body: bytes) -> Answer:
+        jobs = json.loads(body)["jobs"]
+        told = [
+            self._taken(number, job) if job["name"] == "hello" else {"error": {"detail": f"no function {job['name']}"}}
+            for number, job in enumerate(jobs, 1)
+        ]
+        refused = sum("error" in answer for answer in told)
+        return 207 if refused else 202, {"jobs": told, "accepted": len(told) - refused, "refused": refused}
+
+    def letter(self, job_id: str) -> None:
+        """Put a dead letter there."""
+        error = {"type": "ValueError", "message": "boom"}
+        base = {"id": job_id, "name": "hello", "version": "103c89f0cdda", "pool": "default", "reason": "permanent"}
+        self.letters.append(base | {"error": error, "died_at": DAY, "attempts": 1})
+
+    def _page(self, _: bytes) -> Answer:
+        query = self.calls[-1].partition("?")[2]
+        match = re.search(r"cursor=(\d+)", query)
+        start = int(match[1]) if match else 0
+        end = start + 2
+        return 200, {"letters": self.letters[start:end], "cursor": str(end) if end < len(self.letters) else None}
+
+    def _move(self, body: bytes, verb: str) -> Answer:
+        wanted = json.loads(body)
+        known = [letter["id"] for letter in self.letters]
+        chosen = wanted.get("ids") or known[:2]
+        moved = [job_id for job_id in chosen if job_id in known]
+        self.letters = [letter for letter in self.letters if letter["id"] not in moved]
+        cursor = "next" if self.letters and "ids" not in wanted else None
+        if verb == "purge":
+            return 200, {"purged": len(moved), "cursor": cursor}
+        refused = [
+            {"id": job_id, "code": "unknown-job", "detail": "no such job"} for job_id in chosen if job_id not in moved
+        ]
+        return 200, {"moved": moved, "refused": refused, "cursor": cursor}
 
     def _job(self, _: bytes, job_id: str) -> Answer:
         if job_id not in self.jobs:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,36 +16,10 @@ import click as plain_click
 import pytest
 from click.testing import CliRunner
 
-from bananas.cli import COMMANDS, cli, main
-from tests.tools.stub_gateway import DAY, StubGateway, problem, serving
+from bananas.cli import COMMANDS, cli
+from tests.tools.stub_gateway import DAY, StubGateway, problem
 
 Cli = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture
-def gateway() -> Iterator[StubGateway]:
-    """A gateway on a free port."""
-    with serving(StubGateway()) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def bananas(
-    gateway: StubGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Cli:
-    """Runs one command in an empty folder against the gateway; gives code, out and err."""
-    for name in [name for name in os.environ if name.startswith("BANANAS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("BANANAS_URL", gateway.url)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str, stdin: bytes = b"") -> SimpleNamespace:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = main(args)
-        captured = capfd.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return run
 
 
 def all_commands(group: plain_click.Command = cli, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -240,8 +213,11 @@ def test_functions_are_listed_and_removed(gateway: StubGateway, bananas: Cli) ->
     """A line each, and JSON for programs."""
     gateway.deploy("hello")
     lines = bananas("functions", "ls").out.splitlines()
-    assert lines[0].split() == ["NAME", "VERSION", "RUNTIME", "POOL", "TIMEOUT", "DEPLOYED"]
+    assert lines[0].split() == [*("NAME", "VERSION", "RUNTIME", "POOL", "TIMEOUT", "RUNNING", "PARKED", "DEPLOYED")]
     assert lines[1].split()[:5] == ["hello", gateway.functions["hello"]["version"], "python", "default", "30s"]
+    gateway.functions["hello"] |= {"running": 2, "parked": 7}
+    gateway.functions["hello"]["spec"] |= {"max_concurrency": 2}
+    assert re.search(r" 30s +2 of 2 +7 ", bananas("functions", "ls").out)
     assert json.loads(bananas("functions", "ls", "-o", "json").out)[0]["name"] == "hello"
     assert bananas("functions", "rm", "hello").out == "hello removed\n"
     assert bananas("functions", "rm", "hello").code == 1
@@ -261,7 +237,7 @@ def test_pools_and_runners_are_listed(gateway: StubGateway, bananas: Cli) -> Non
             "sandboxes": {"default/idle": 3},
         }
     )
-    assert bananas("pools").out.splitlines()[1].split() == ["default", "8", "256M", "1.0", "1/20/300", "2", "1"]
+    assert bananas("pools").out.splitlines()[1].split() == ["default", "8", "-", "256M", "1.0", "1/20/300", "2", "1"]
     out = bananas("ps").out
     assert out.splitlines()[1].split()[:6] == ["019ab1f2-r", "box", "7", "all", "1", "3"]
     assert max(map(len, out.splitlines())) <= 80
