@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +47,16 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def serves(self, pool: str) -> bool:
         """True when it takes jobs of that pool."""
         return not self.pools or pool in self.pools
+
+
+def push_deployed(pipe: Any, runners: Iterable[bytes], function: str) -> None:
+    """Have runners prepare for a function's new version, or its removal. A message that gets lost costs its next call
+    some time, no more.
+    """
+    for runner in runners:
+        inbox = keys.inbox(runner.decode())
+        pipe.rpush(inbox, f"deployed {function}")
+        pipe.pexpire(inbox, 60_000)
 
 
 # Any: a pipeline of redis-py, whose annotations cannot say that it answers bytes.
@@ -161,6 +171,7 @@ class Registry:
         )
         if previous and previous.decode() != record.version:
             pipe.expire(keys.version(record.function, previous.decode()), LIMITS.old_version_s)
+        push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), record.function)
         pipe.execute()
         self._run("unpark", record.function)
 
@@ -185,6 +196,16 @@ class Registry:
         with self._connections.guard():
             return sorted(name.decode() for name in self._redis.smembers(keys.FUNCTIONS))
 
+    def served(self) -> dict[str, str]:
+        """The id of the current version of every function, in two round trips however many there are."""
+        names = self.names()
+        with self._connections.guard():
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.hget(keys.function(name), "version")
+            found = pipe.execute()
+        return {name: version.decode() for name, version in zip(names, found, strict=True) if version}
+
     def versions(self) -> list[Version]:
         """The current version of every function, by name."""
         out = []
@@ -204,6 +225,7 @@ class Registry:
             pipe.srem(keys.FUNCTIONS, name)
             if version:
                 pipe.expire(keys.version(name, version.decode()), LIMITS.old_version_s)
+            push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), name)
             pipe.execute()
             self._run("unpark", name)
         return version is not None
@@ -251,10 +273,14 @@ class Registry:
             raw = self._redis.hgetall(keys.RUNTIMES)
         return {name.decode(): msgspec.json.decode(text, type=RuntimeInfo) for name, text in sorted(raw.items())}
 
-    def announce(self, runner: RunnerInfo) -> None:
-        """Tell that a runner is alive."""
+    def announce(self, runner: RunnerInfo, counts: Mapping[str, int] | None = None) -> None:
+        """Tell that a runner is alive, and add ``counts`` to the counters."""
         with self._connections.guard():
-            self._redis.hset(keys.RUNNERS, runner.id, msgspec.json.encode(runner))
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(keys.RUNNERS, runner.id, msgspec.json.encode(runner))
+            for name, number in (counts or {}).items():
+                pipe.hincrby(keys.COUNTERS, name, number)
+            pipe.execute()
 
     def retire(self, runner_id: str) -> None:
         """Tell that a runner is leaving."""

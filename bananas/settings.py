@@ -16,6 +16,7 @@ from typing import Any
 
 from bananas import redis_url
 from bananas.errors import ConfigError
+from bananas.units import parse_size_mb
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -110,6 +111,13 @@ def _count(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _memory(raw: str) -> int:
+    value = parse_size_mb(raw)
+    if value < 64:
+        raise ValueError("must be at least 64M")
+    return value
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if raw not in allowed:
@@ -159,6 +167,8 @@ class Settings:
     grace_s: float = _setting("BANANAS_GRACE_S", _seconds(0, 86400), 30.0)
     #: Containers created at the same time; more adds latency and little throughput.
     parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
+    #: MiB that all sandboxes of a runner may have together by their limits; 0: three quarters of the machine's memory.
+    sandbox_memory_mb: int = _setting("BANANAS_SANDBOX_MEMORY", _memory, 0)
     #: The image of ``runtime: python``; empty means the local default.
     python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
     #: Keys that seal secrets (see ``bananas.secrets``), the sealing one first; or a file that holds them.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from bananas.errors import ImageMissing
 from bananas.protocols import SandboxProfile, Secret
 from bananas.spec import PoolSpec, RuntimeInfo, Version
-from runner.pool import profile_of
+from runner.slot import profile_of
 
 log = logging.getLogger(__name__)
 
@@ -81,5 +81,8 @@ class Catalog:
                 f"no image for runtime {runtime!r} of function {version.function!r} on this engine; "
                 "`bananas images build` makes the default one"
             )
-        info = self.runtimes[runtime]
+        return self.profile_on(pool, self.runtimes[runtime])
+
+    def profile_on(self, pool: str, info: RuntimeInfo) -> SandboxProfile:
+        """The profile of a stem of that runtime in the pool."""
         return profile_of(pool, self.pools.get(pool, PoolSpec()), info.image, info.image_id)

@@ -25,11 +25,13 @@ from bananas.errors import (
     SandboxError,
 )
 from bananas.job import Attempt, Claim, Outcome, Settlement
-from bananas.protocols import Binding, CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile, Secret
+from bananas.protocols import CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile, Secret
 from bananas.settings import LIMITS
 from bananas.spec import Version
 from runner.masking import Mask
-from runner.pool import SandboxPool, Slot
+from runner.pool import SandboxPool
+from runner.reasons import EndReason, of_failure
+from runner.slot import Reuse, Slot, binding_of
 
 log = logging.getLogger(__name__)
 
@@ -182,16 +184,8 @@ class Executor:
         timings: dict[str, float],
     ) -> CallReply:
         claim, spec = running.claim, version.spec
-        binding = Binding(
-            function=version.function,
-            version=version.version,
-            handler=spec.handler,
-            code=version.bundles.code,
-            deps=version.bundles.deps,
-            env=dict(spec.env),
-            secrets=secrets,
-        )
-        slot = running.slot = pool.acquire(profile, binding, spec.max_uses)
+        binding = binding_of(version, secrets)
+        slot = running.slot = pool.acquire(profile, binding, Reuse.of(spec))
         timings["wait_sandbox_ms"] = slot.wait_ms
         if running.abandoned or slot.sandbox is None:
             raise SandboxDied("abandoned")
@@ -220,7 +214,8 @@ class Executor:
         """The sandbox must go, and everything in it is dead before this is reported."""
         info = ExitInfo()
         if running.slot is not None:
-            info = pool.destroy(running.slot, type(cause).__name__, running.logs)
+            why = EndReason.ABANDONED if running.abandoned else of_failure(cause)
+            info = pool.destroy(running.slot, why, running.logs)
         if isinstance(cause, TimeoutError):
             return Outcome.TIMEOUT, {"type": "Timeout", "message": str(cause)}
         if info.oom:
@@ -238,10 +233,16 @@ class Executor:
         running.over = True
         if running.slot is None:
             return
-        if reply is not None:
-            pool.release(running.slot, reusable=reply.reusable and not running.abandoned, why_not=reply.why_not)
+        is_reusable = reply is not None and reply.reusable and not running.abandoned
+        if running.abandoned:
+            why_not = EndReason.ABANDONED
+        elif reply is not None:
+            why_not = EndReason.LEFTOVERS
+            if reply.why_not:
+                log.info("sandbox %s of job=%s: %s", running.slot.id, running.claim.id, reply.why_not)
         else:
-            pool.release(running.slot, reusable=False, why_not="failed")
+            why_not = EndReason.FAILED if running.sent else EndReason.FAILED_LOAD
+        pool.release(running.slot, reusable=is_reusable, why_not=why_not)
 
     def _settlement(
         self,

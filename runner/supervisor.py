@@ -16,7 +16,6 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
@@ -28,17 +27,22 @@ from bananas.registry import Registry, RunnerInfo
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from runner import images
+from runner.alarm import Alarm
 from runner.bundles import BundleCache
 from runner.catalog import Catalog
 from runner.docker_driver import Engine, describe
 from runner.executor import Executor
+from runner.gate import Gate
 from runner.heartbeat import Fence, Heartbeat, InFlight
 from runner.host import Host
+from runner.ledger import Ledger, machine_budget_mb
 from runner.maintenance.janitor import Janitor
 from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
+from runner.maintenance.upkeep import Upkeep
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
+from runner.reasons import Tally
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.worker import Bell, Inbox, Worker
@@ -67,6 +71,7 @@ class Supervisor:
         self._bells: dict[str, Bell] = {}
         self._services: list[GreenletService] = []
         self._in_flight = InFlight()
+        self._tally = Tally()
         self._started_at_ms = self._clock.now_ms()
         self._notifier = Notifier()
 
@@ -103,7 +108,9 @@ class Supervisor:
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
         self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels)
-        self._gate = BoundedSemaphore(settings.parallel_creates)
+        self._gate = Gate(settings.parallel_creates)
+        self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
+        self._alarm = Alarm(self._clock)
         secrets = Secrets(self._connections, SecretBox.from_settings(settings))
         catalog = self._catalog = Catalog(
             self._registry.version, secrets.fetch, lambda: images.discover(engine.client, settings.python_image)
@@ -123,18 +130,27 @@ class Supervisor:
             settings.lease_s,
             self._on_step,
         )
+        self._upkeep = Upkeep(
+            self._on_crash,
+            catalog,
+            self._pools,
+            self._registry.served,
+            bundles.ensure,
+            self._alarm,
+            self._ledger,
+        )
         lease_s = settings.lease_s
         self._services = [
             Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
-            Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools),
+            Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
             teller,
             self._promoter,
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
             Janitor(self._on_crash, self._queue, host, bundles),
             _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
             _Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
-            _Every(self._on_crash, "expiry", 1.0, self._expire),
+            self._upkeep,
             self._worker,
         ]
         if self._notifier.watchdog_s:
@@ -168,6 +184,7 @@ class Supervisor:
             service.stop(0.1)
         gevent.joinall([gevent.spawn(pool.close, EXIT_S) for pool in self._pools.values()], timeout=EXIT_S)
         try:
+            self._announce()  # what was counted since the last time
             self._registry.retire(self._host.name)
         except RedisUnavailable as e:
             log.warning("leaving without saying so: %s", e)
@@ -206,10 +223,20 @@ class Supervisor:
             if name in self._pools:
                 self._pools[name].reconfigure(spec)
                 continue
-            pool = self._pools[name] = SandboxPool(name, spec, self._factory, self._gate, self._clock)
+            pool = self._pools[name] = SandboxPool(
+                name,
+                spec,
+                self._factory,
+                self._gate,
+                self._clock,
+                ledger=self._ledger,
+                tally=self._tally,
+                alarm=self._alarm,
+            )
             bell = self._bells[name] = Bell(self._on_crash, self._queue, pool, self._worker)
             bell.start()
             self._worker.rang(name)
+        self._upkeep.refresh()
 
     def _publish_runtimes(self) -> None:
         try:
@@ -218,27 +245,28 @@ class Supervisor:
             log.warning("runtimes not refreshed: %s", e)
             return
         self._registry.publish_runtimes(self._catalog.runtimes)
+        self._upkeep.refresh()  # new images; and the safety net for a message that did not arrive
 
     def _announce(self) -> None:
         sandboxes: Counter[str] = Counter()
         for name, pool in self._pools.items():
             sandboxes.update({f"{name}/{state}": n for state, n in pool.states().items()})
-        self._registry.announce(
-            RunnerInfo(
-                id=self._host.name,
-                host=os.uname().nodename,
-                pid=os.getpid(),
-                pools=self._settings.pools,
-                started_at_ms=self._started_at_ms,
-                seen_at_ms=self._registry.now_ms(),
-                busy=len(self._in_flight),
-                sandboxes=dict(sandboxes),
-            )
+        counts = self._tally.take()
+        info = RunnerInfo(
+            id=self._host.name,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            pools=self._settings.pools,
+            started_at_ms=self._started_at_ms,
+            seen_at_ms=self._registry.now_ms(),
+            busy=len(self._in_flight),
+            sandboxes=dict(sandboxes),
         )
-
-    def _expire(self) -> None:
-        for pool in self._pools.values():
-            pool.expire()
+        try:
+            self._registry.announce(info, counts)
+        except RedisUnavailable:
+            self._tally.put_back(counts)
+            raise
 
 
 class _Every(PeriodicService):

@@ -209,7 +209,7 @@ class Bell(GreenletService):
 
 
 class Inbox(PeriodicService):
-    """Hears at once of what concerns this runner: cancelled attempts, changed pools."""
+    """Hears at once of what concerns this runner: cancelled attempts, changed pools, deployed functions."""
 
     name = "inbox"
 
@@ -220,8 +220,10 @@ class Inbox(PeriodicService):
         in_flight: InFlight,
         runner: str,
         on_pools: Callable[[], None],
+        on_deployed: Callable[[str], None],
     ) -> None:
         super().__init__(on_crash, 0.0)
+        self._on_deployed = on_deployed
         self._queue = queue
         self._in_flight = in_flight
         self._runner = runner
@@ -236,6 +238,8 @@ class Inbox(PeriodicService):
                     running.abandon("cancelled")
             case ("pools",):
                 self._on_pools()
+            case ("deployed", function):
+                self._on_deployed(function)
         return 0.0
 
     def unavailable(self) -> None:

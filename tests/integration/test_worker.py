@@ -8,7 +8,6 @@ from random import Random
 
 import gevent
 import pytest
-from gevent.lock import BoundedSemaphore
 
 from bananas.job import JobState, NewJob
 from bananas.queue import Queue
@@ -17,6 +16,7 @@ from bananas.registry import Registry
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
 from bananas.testing import FakeSandboxFactory, ManualClock
 from runner.executor import Executor
+from runner.gate import Gate
 from runner.heartbeat import InFlight
 from runner.pool import SandboxPool, profile_of
 from runner.worker import Worker
@@ -38,7 +38,7 @@ class Rig:
             registry.deploy(name, deployment)
         self.crashes: list[tuple[str, BaseException]] = []
         self.factory = FakeSandboxFactory({"h.echo": lambda event, context: event, "h.fail": lambda e, c: 1 / 0})
-        self.pool = SandboxPool("default", SPEC, self.factory, BoundedSemaphore(2), ManualClock())
+        self.pool = SandboxPool("default", SPEC, self.factory, Gate(2), ManualClock())
         self.in_flight = InFlight()
         executor = Executor(
             "r",

@@ -7,13 +7,13 @@ from random import Random
 import gevent
 import pytest
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from bananas.errors import UnknownBundle
 from bananas.job import Claim, Outcome, Settlement
 from bananas.spec import Bundles, FunctionSpec, PoolSpec, RetrySpec, Version
 from bananas.testing import Exit, FakeSandboxFactory, Hang, ManualClock
 from runner.executor import Executor, LogBuffer, Running
+from runner.gate import Gate
 from runner.pool import SandboxPool, profile_of
 
 SPEC = PoolSpec(concurrency=2)
@@ -48,7 +48,7 @@ def factory() -> FakeSandboxFactory:
 
 @pytest.fixture
 def pool(factory: FakeSandboxFactory) -> SandboxPool:
-    return SandboxPool("default", SPEC, factory, BoundedSemaphore(2), ManualClock())
+    return SandboxPool("default", SPEC, factory, Gate(2), ManualClock())
 
 
 def claim(**changes: object) -> Claim:
@@ -129,7 +129,7 @@ def test_ok_carries_result_start_and_timings(pool):
     settlement = run("h.ok", pool)
     attempt = settlement.attempt
     assert settlement.result == b'{"got": {"a": 1}}'
-    assert (attempt.start, attempt.start_reason, attempt.nth_use) == ("cold", "none_idle", 1)
+    assert (attempt.start, attempt.start_reason, attempt.nth_use) == ("cold", "no_stem", 1)
     assert set(attempt.timings) == {"queued_ms", "wait_sandbox_ms", "init_ms", "run_ms", "total_ms"}
     assert attempt.timings["queued_ms"] == 5
     warm = run("h.ok", pool).attempt

@@ -1,0 +1,105 @@
+"""Why sandboxes come and go: the closed vocabulary of job records, metrics and logs, and how often each happened.
+
+Words here are labels of counters, so nothing that a user or an engine wrote is ever one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from enum import StrEnum
+
+from bananas.errors import ProtocolError
+
+log = logging.getLogger(__name__)
+
+
+class Start(StrEnum):
+    """How an attempt got its sandbox; the last two start without an attempt."""
+
+    WARM = "warm"  # one that had the code loaded already
+    STEM = "stem"  # a spare stem, bound for this attempt
+    COLD = "cold"  # the attempt waited for a container
+    SPARE = "spare"  # a stem for a later first call
+    MIN_WARM = "min_warm"  # bound ahead of any call, as `min_warm` asks
+
+
+class StartReason(StrEnum):
+    """Why it was not better than that."""
+
+    NONE = ""  # nothing is better than an idle one
+    FREED = "freed"  # warm: it became free while the attempt waited for a container
+    NONE_IDLE = "none_idle"  # stem: this runner had no sandbox of the version
+    ALL_BUSY = "all_busy"  # stem: those of the version were all at work
+    NO_STEM = "no_stem"  # cold: the spare ones were used up
+    STEMS_OFF = "stems_off"  # cold: the pool keeps none
+
+
+class EndReason(StrEnum):
+    """Why a sandbox was ended."""
+
+    IDLE = "idle"  # no call for `idle_timeout`
+    MEMORY = "memory"  # idle, and its memory was needed
+    CAPACITY = "capacity"  # idle, and its place in the pool was needed
+    MAX_USES = "max_uses"
+    MAX_LIFETIME = "max_lifetime"
+    SINGLE_USE = "single_use"
+    NEW_VERSION = "new_version"  # its function has another version by now
+    REMOVED = "removed"  # its function was removed
+    POOL_CHANGED = "pool_changed"  # the pool's settings or the image are others by now
+    SURPLUS = "surplus"  # a stem that nobody needs
+    DIED = "died"  # it ended by itself while it was idle
+    LEFTOVERS = "leftovers"  # the call left something behind: processes, broken output
+    FAILED_TIMEOUT = "failed_timeout"
+    FAILED_CRASH = "failed_crash"
+    FAILED_OOM = "failed_oom"
+    FAILED_PROTOCOL = "failed_protocol"
+    FAILED_LOAD = "failed_load"  # the code could not be put in place or loaded
+    FAILED = "failed"  # a defect of the runner
+    ABANDONED = "abandoned"  # the attempt was cancelled, lost its lease or was handed back
+    SHUTDOWN = "shutdown"
+
+
+def of_failure(cause: Exception) -> EndReason:
+    """What a failed ``bind`` or ``invoke`` means for the sandbox."""
+    if isinstance(cause, TimeoutError):
+        return EndReason.FAILED_TIMEOUT
+    return EndReason.FAILED_PROTOCOL if isinstance(cause, ProtocolError) else EndReason.FAILED_CRASH
+
+
+class Tally:
+    """Starts and ends of one runner since they were last told, each also a line in the log.
+
+    Counting costs no call; the announcer takes the counts to Redis.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def started(
+        self, pool: str, function: str, sandbox: str, start: Start, reason: StartReason, wait_ms: float
+    ) -> None:
+        """One start; ``function`` is empty for a stem."""
+        self._counts[f"start:{pool}:{function}:{start}:{reason}"] += 1
+        if start is not Start.WARM:
+            log.info(
+                "sandbox started pool=%s function=%s sandbox=%s start=%s reason=%s wait_ms=%.1f",
+                *(pool, function or "-", sandbox, start, reason or "-", wait_ms),
+            )
+
+    def ended(self, pool: str, function: str, sandbox: str, uses: int, reason: EndReason) -> None:
+        """One end."""
+        self._counts[f"end:{pool}:{function}:{reason}"] += 1
+        log.info(
+            "sandbox ended pool=%s function=%s sandbox=%s uses=%d reason=%s",
+            *(pool, function or "-", sandbox, uses, reason),
+        )
+
+    def take(self) -> Counter[str]:
+        """Everything counted since the last time, by field name of the counters in Redis."""
+        counts, self._counts = self._counts, Counter()
+        return counts
+
+    def put_back(self, counts: Counter[str]) -> None:
+        """They could not be told."""
+        self._counts.update(counts)
