@@ -14,7 +14,7 @@ dev: ## set up, then run the whole stack in the foreground
 test: ## all tests, with coverage
 	sh scripts/test
 
-test-long: ## the property tests with many more examples; hours
+test-long: ## the property tests with many more examples; half an hour or more
 	BANANAS_HYPOTHESIS=long sh scripts/run --dev .venv/bin/python -m pytest --timeout=0 tests/property
 
 test-bare: ## the set-up on bare Debian roots, in containers; minutes, needs root, mmdebstrap and a package index
