@@ -12,7 +12,7 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   ├── InvalidRequest · PayloadTooLarge · UnsupportedMedia · HostNotAllowed
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
     │   ├── JobFinished · JobNotDead · VersionGone
-    │   ├── UnknownSecret · SecretInUse
+    │   ├── UnknownSchedule · UnknownSecret · SecretInUse
     │   └── Unauthorized · Forbidden · UnknownToken
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · NoLiveRunner · SecretKeyMissing
@@ -165,6 +165,12 @@ class SecretInUse(RequestError):
     """A deployed function needs the secret."""
 
     code = "secret-in-use"
+
+
+class UnknownSchedule(RequestError):
+    """The function has no schedule."""
+
+    code = "unknown-schedule"
 
 
 class UnknownPool(RequestError):

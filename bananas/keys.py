@@ -18,11 +18,14 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``park:seq`` | STRING | numbers the parked | for ever |
 | ``expiring`` | ZSET | id → by when (Unix ms) its first attempt must have begun | empties itself |
 | ``unique:<function>:<key>`` | STRING | the first job with that unique key | the job's life, at least 24 h |
+| ``schedules`` | SET | functions with a schedule | |
+| ``cron:<function>`` | HASH | its schedule, see below | until removed |
+| ``held:<function>`` | LIST | slots (Unix ms) that wait until the job of the one before is over | empties itself |
 | ``dead`` | ZSET | id → time of death (Unix ms) | 14 days, at most 100,000 |
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
-| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``; ``pools``: settings changed; ``deployed <function>`` | 60 s after the last push |
+| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``, ``pools`` changed, ``deployed <function>`` | 60 s after a push |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
@@ -43,12 +46,18 @@ there. Members of ``parked:`` and ``called:`` are ``<pool>:<rank of the priority
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.
 
+A schedule's fields: ``rev`` (digest of all that a deploy says of it) ``cron tz catchup overlap payload`` ``paused`` (1
+or 0) ``last`` (the slot decided last, only ever later) ``job`` (made last). Its jobs have the unique key
+``cron:<function>@<slot>``.
+
 Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retries`` · ``dead:<reason>`` ·
 ``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or
 ``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``replayed``
 ``purged`` dead letters · ``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
 ``repaired:<kind>`` what the janitor's audit put right · ``start:<pool>:<function>:<start>:<reason>`` and
-``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py``.
+``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py`` ·
+``cron_fired:<function>`` ``cron_skipped:<function>`` ``cron_missed:<function>`` slots of its schedule ·
+``cron_lag:<function>`` ms, how late the last one fired.
 """
 
 from __future__ import annotations
@@ -73,6 +82,7 @@ RUNTIMES: Final = PREFIX + "runtimes"
 RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"
 EXPIRING: Final = PREFIX + "expiring"
+SCHEDULES: Final = PREFIX + "schedules"
 
 #: Upper bounds in ms of the duration histogram, as in the counter fields.
 DURATION_BUCKETS_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
@@ -116,6 +126,16 @@ def running(function: str) -> str:
 def busy(pool: str) -> str:
     """SET of a pool's leased ids."""
     return f"{PREFIX}busy:{pool}"
+
+
+def cron(function: str) -> str:
+    """HASH of a function's schedule."""
+    return f"{PREFIX}cron:{function}"
+
+
+def held(function: str) -> str:
+    """LIST of slots that wait for the job of the one before."""
+    return f"{PREFIX}held:{function}"
 
 
 def bell(pool: str) -> str:

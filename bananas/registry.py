@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from bananas import errors, keys, scripts
+from bananas import errors, keys, schedules, scripts
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
@@ -77,7 +77,8 @@ class Registry:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._redis = connections.commands
-        self._run = scripts.Caller(connections).run
+        self._scripts = scripts.Caller(connections)
+        self._run = self._scripts.run
 
     # -- bundles ----------------------------------------------------------------------------------------------
 
@@ -169,6 +170,7 @@ class Registry:
                 "maxc": spec.max_concurrency or 0,
             },
         )
+        schedules.set_in(pipe, self._scripts, record.function, spec.schedule)
         if previous and previous.decode() != record.version:
             pipe.expire(keys.version(record.function, previous.decode()), LIMITS.old_version_s)
         push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), record.function)
@@ -223,6 +225,7 @@ class Registry:
             pipe = self._redis.pipeline(transaction=True)
             pipe.delete(keys.function(name))
             pipe.srem(keys.FUNCTIONS, name)
+            schedules.set_in(pipe, self._scripts, name, None)
             if version:
                 pipe.expire(keys.version(name, version.decode()), LIMITS.old_version_s)
             push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), name)

@@ -19,6 +19,7 @@ from bananas.redis_client import Connections
 NAMES: Final = (
     *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
     *("expire", "progress", "unpark", "replay", "purge", "audit"),
+    *("plan", "fire"),
 )
 _FIXED: Final = [keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING]
 
@@ -59,3 +60,8 @@ class Caller:
         client = self._connections.once if once else self._connections.commands
         with self._connections.guard():
             return self._scripts[name](client, _FIXED, [keys.PREFIX, *args])
+
+    # Any: a pipeline of redis-py, see bananas.registry.
+    def add(self, pipe: Any, name: str, *args: Any) -> None:
+        """Make it a part of a transaction; its text is sent, since a transaction cannot be asked to learn it."""
+        pipe.eval(self._scripts[name].text, len(_FIXED), *_FIXED, keys.PREFIX, *args)
