@@ -24,6 +24,7 @@ from bananas.notify import Notifier
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
+from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from runner import images
@@ -39,6 +40,7 @@ from runner.ledger import Ledger, machine_budget_mb
 from runner.maintenance.janitor import Janitor
 from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
+from runner.maintenance.scheduler import Scheduler
 from runner.maintenance.upkeep import Upkeep
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
@@ -68,6 +70,7 @@ class Supervisor:
         self._crash: str | None = None
         self._pools: dict[str, SandboxPool] = {}
         self._pools_rev = -1
+        self._unknown_pools: set[str] = set()
         self._bells: dict[str, Bell] = {}
         self._services: list[GreenletService] = []
         self._in_flight = InFlight()
@@ -146,6 +149,7 @@ class Supervisor:
             Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
             teller,
             self._promoter,
+            Scheduler(self._on_crash, Schedules(self._connections)),
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
             Janitor(self._on_crash, self._queue, host, bundles),
             _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
@@ -215,8 +219,9 @@ class Supervisor:
 
     def _refresh_pools(self) -> None:
         self._catalog.forget_secrets()
-        served = self._settings.pools
-        for name, spec in self._registry.pools().items():
+        served, pools = self._settings.pools, self._registry.pools()
+        self._tell_unknown([name for name in served if name not in pools], list(pools))
+        for name, spec in pools.items():
             if served and name not in served:
                 continue
             self._catalog.pools[name] = spec
@@ -237,6 +242,16 @@ class Supervisor:
             bell.start()
             self._worker.rang(name)
         self._upkeep.refresh()
+
+    def _tell_unknown(self, names: list[str], known: list[str]) -> None:
+        """Once for each: it is a typing error, or made later."""
+        for name in names:
+            if name not in self._unknown_pools:
+                log.warning(
+                    "pool %r of BANANAS_POOLS does not exist; it is served as soon as it is made; there are %s",
+                    *(name, ", ".join(known)),
+                )
+        self._unknown_pools = set(names)
 
     def _publish_runtimes(self) -> None:
         try:
