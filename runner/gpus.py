@@ -46,14 +46,14 @@ def discover(root: Path = NVIDIA) -> tuple[str, ...]:
 
 
 class Lease:
-    """Devices that belong to one sandbox until ``release``."""
+    """Devices that belong to one sandbox until ``close``."""
 
     def __init__(self, devices: dict[str, TextIOWrapper], on_release: Callable[[], None]) -> None:
         self.devices = tuple(devices)
         self._files = devices
         self._on_release = on_release
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give them back. Idempotent."""
         for file in self._files.values():
             file.close()

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from bananas.errors import ConfigError, EngineUnavailable, ProtocolError, Sandbo
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
 from runner import docker_driver, egress, framing
+from runner.access import Access
 from runner.bundles import BundleCache, link_tree
 from runner.docker_driver import Engine
+from runner.gpus import Lease
+from runner.relay import Relay
 from runner.transport import SocketListener
 
 log = logging.getLogger(__name__)
@@ -56,7 +60,8 @@ class DockerSandbox:
         channel: Channel,
         engine: Engine,
         bundles: BundleCache,
-        relay: egress.Relay | None,
+        relay: Relay | None,
+        lease: Lease | None,
     ) -> None:
         self.id = sandbox_id
         self.profile = profile
@@ -67,6 +72,7 @@ class DockerSandbox:
         self._engine = engine
         self._bundles = bundles
         self._relay = relay
+        self._lease = lease
         #: What is being answered at the moment.
         self._exchange = _Exchange(0, None)
         #: Set by the first terminate().
@@ -95,6 +101,8 @@ class DockerSandbox:
             "log_bytes": LIMITS.log_bytes,
             "result_bytes": LIMITS.result_bytes,
         }
+        if self._relay is not None:
+            self._relay.bind(binding.function, binding.egress)
         # Apart from the rest, so that nothing which shows a frame's meta can show them.
         secrets = {name: base64.b64encode(secret.value).decode() for name, secret in binding.secrets.items()}
         self._send(framing.INIT, 0, meta, json.dumps(secrets).encode() if secrets else b"")
@@ -108,9 +116,10 @@ class DockerSandbox:
         began = time.monotonic()
         self._exchange = _Exchange(call.call_id, on_progress)
         meta = {"job": call.job_id, "attempt": call.attempt, "timeout_ms": round(call.timeout_s * 1000)}
-        self._send(framing.INVOKE, call.call_id, meta, call.payload)
         answers = (framing.RESULT, framing.ERROR)
-        frame = self._read_until(call.call_id, answers, began + call.timeout_s, on_log)
+        with self._relay.during(call.job_id, on_log) if self._relay is not None else nullcontext():
+            self._send(framing.INVOKE, call.call_id, meta, call.payload)
+            frame = self._read_until(call.call_id, answers, began + call.timeout_s, on_log)
         run_ms = (time.monotonic() - began) * 1000
         reusable = frame.meta.get("reusable", True) is True
         why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]
@@ -153,8 +162,9 @@ class DockerSandbox:
         # If the engine is away the connection is closed all the same, so nothing runs on in there; the sweep removes
         # the rest when the engine is back.
         self._kill()
-        if self._relay is not None:
-            self._relay.close()
+        for part in (self._relay, self._lease):
+            if part is not None:
+                part.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         return self._exit
 
@@ -244,9 +254,17 @@ class _Exchange:
 class DockerSandboxFactory:
     """Creates stems below one directory; see ``bananas.protocols.SandboxFactory``."""
 
-    def __init__(self, engine: Engine, bundles: BundleCache, directory: Path, labels: dict[str, str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        bundles: BundleCache,
+        directory: Path,
+        labels: dict[str, str],
+        access: Access | None = None,
+    ) -> None:
         """``directory`` must be short (socket paths have 107 bytes) and known to the engine by the same path."""
         self._engine = engine
+        self._access = access or Access()
         self._bundles = bundles
         self._directory = directory
         self._labels = labels
@@ -264,7 +282,8 @@ class DockerSandboxFactory:
         sandbox_id = os.urandom(5).hex()
         directory = self._directory / sandbox_id
         listener: SocketListener | None = None
-        relay: egress.Relay | None = None
+        relay: Relay | None = None
+        lease: Lease | None = None
         container_id = None
         try:
             directory.mkdir(mode=0o755)
@@ -272,22 +291,29 @@ class DockerSandboxFactory:
             routes = egress.plan(profile.egress)
             for part in ("shim", "sdk"):
                 link_tree(self._kit / part, directory / part)
-            boot = {"protocol": PROTOCOL, "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes]}
+            boot = {
+                "protocol": PROTOCOL,
+                "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes],
+                "egress_connections": self._access.caps.connections,
+            }
             (directory / "boot.json").write_text(json.dumps(boot), "utf-8")
             (directory / "boot.json").chmod(0o444)
             listener = SocketListener(directory / "s")
-            if routes:
-                relay = egress.Relay(directory / "e", profile.egress, self._egress_event(sandbox_id))
+            relay = self._access.relay(sandbox_id, profile, directory / "e")
+            network = self._access.network(profile)
+            lease = self._access.lease(profile)
             container_id = self._engine.create(
                 profile,
                 directory,
                 _COMMAND,
                 {**self._labels, docker_driver.LABEL_POOL: profile.pool},
                 egress.extra_hosts(routes),
+                network=network,
+                gpus=lease.devices if lease is not None else (),
             )
             channel = listener.accept(CONNECT_TIMEOUT_S)
         except BaseException as e:
-            self._discard(container_id, listener, relay, directory)
+            self._discard(container_id, directory, listener, relay, lease)
             if isinstance(e, TimeoutError):
                 raise SandboxStartError(
                     f"a sandbox of image {profile.image} did not connect within {CONNECT_TIMEOUT_S:g} s; does the "
@@ -296,27 +322,22 @@ class DockerSandboxFactory:
             if isinstance(e, OSError | ConfigError):  # a full disk, no descriptors, an impossible egress target
                 raise SandboxStartError(f"a sandbox of pool {profile.pool!r} could not be prepared: {e}") from e
             raise
-        return DockerSandbox(sandbox_id, profile, directory, container_id, channel, self._engine, self._bundles, relay)
+        return DockerSandbox(
+            sandbox_id, profile, directory, container_id, channel, self._engine, self._bundles, relay, lease
+        )
 
     def _discard(
-        self, container_id: str | None, listener: SocketListener | None, relay: egress.Relay | None, directory: Path
+        self, container_id: str | None, directory: Path, *parts: SocketListener | Relay | Lease | None
     ) -> None:
         if container_id is not None:
             try:
                 self._engine.remove(container_id)
             except EngineUnavailable as e:
                 log.warning("left for the sweep: %s", e)
-        for part in (listener, relay):
+        for part in parts:
             if part is not None:
                 part.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-    @staticmethod
-    def _egress_event(sandbox_id: str) -> Callable[[dict[str, Any]], None]:
-        def on_event(event: dict[str, Any]) -> None:
-            log.info("egress sandbox=%s %s", sandbox_id, " ".join(f"{k}={v}" for k, v in event.items()))
-
-        return on_event
 
 
 def _exit_info(meta: dict[str, Any]) -> ExitInfo:

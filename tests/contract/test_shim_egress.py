@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +12,12 @@ import gevent
 import pytest
 from gevent.server import StreamServer
 
-from runner import egress, framing
+from runner import framing
+from runner.egress import Caps
+from runner.relay import Event, Relay
 from tests.contract.shim_host import Answer, ShimHost
+
+Serve = Callable[[Any, Any], None]
 
 #: Where the forwarder listens. In a sandbox /etc/hosts sends the target's name there.
 INSIDE = "127.66.0.1"
@@ -40,11 +45,22 @@ def talk(port):
         return read_all(sock).decode()
 
 def refused(port):
-    with connect(port) as sock:
-        try:
+    try:
+        with connect(port) as sock:
             return read_all(sock).decode()
+    except ConnectionResetError:  # so soon that it may be connect that says it
+        return "reset"
+
+def until_broken(port):
+    got = 0
+    with connect(port) as sock:
+        sock.sendall(b"go")
+        try:
+            while more := sock.recv(65536):
+                got += len(more)
         except ConnectionResetError:
-            return ""
+            return ["reset", got]
+        return ["end", got]
 
 def much(port):
     blob = bytes(range(256)) * 40_000
@@ -78,10 +94,11 @@ def echo(sock: Any, _: Any) -> None:
 class Network:
     """A TCP server on the runner's machine, and a sandbox with a way to it."""
 
-    def __init__(self, host: ShimHost, port: int, events: list[dict[str, Any]]) -> None:
+    def __init__(self, host: ShimHost, port: int, events: list[Event], relay: Relay) -> None:
         self._host = host
         self.port = port
         self.events = events
+        self.relay = relay
 
     def call(self, do: str) -> Answer:
         """One call. It blocks in a thread of its own, since the relay runs here, in this thread's greenlets."""
@@ -91,19 +108,19 @@ class Network:
 
 
 @contextmanager
-def network(*targets: str) -> Iterator[Network]:
+def network(*targets: str, serve: Serve = echo, caps: Caps | None = None) -> Iterator[Network]:
     """The way leads to the server's address; ``targets`` are what the relay allows instead of just that."""
-    server = StreamServer(("127.0.0.1", 0), echo)
+    server = StreamServer(("127.0.0.1", 0), serve)
     server.start()
     port: int = server.server_port
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     # A sandbox has loopback addresses of its own. Here both sides share them, so the route goes by another one.
     host = ShimHost(SOURCE, egress=[{"name": "127.0.0.1", "ip": INSIDE, "port": port}])
-    relay = egress.Relay(host.root / "e", targets or [f"127.0.0.1:{port}"], events.append)
+    relay = Relay(host.root / "e", targets or [f"127.0.0.1:{port}"], events.append, caps=caps)
     try:
         with host:
             host.ready()
-            yield Network(host, port, events)
+            yield Network(host, port, events, relay)
             relay.close()
     finally:
         relay.close()
@@ -114,7 +131,7 @@ def test_an_unmodified_client_reaches_a_listed_target() -> None:
     """Bytes and ends pass in both directions, through all of it; the audit log has both counts."""
     with network() as net:
         assert net.call("talk").json() == "hellobye"
-        assert [(e["event"], e["sent_bytes"], e["received_bytes"]) for e in net.events] == [("closed", 5, 8)]
+        assert [(e.verdict, e.sent_bytes, e.received_bytes) for e in net.events] == [("ok", 5, 8)]
         assert net.call("talk").json() == "hellobye"
 
 
@@ -128,25 +145,25 @@ def test_more_connections_than_the_limit_wait_for_their_turn() -> None:
     """None is refused, since the forwarder takes no more than the relay does."""
     with network() as net:
         assert net.call("many").json() == ["xbye"] * 40
-        assert {e["event"] for e in net.events} == {"closed"}
+        assert {e.verdict for e in net.events} == {"ok"}
 
 
-def test_a_refused_target_is_closed_and_the_reason_is_in_the_logs() -> None:
+def test_a_refused_target_is_reset_and_the_reason_is_in_the_logs() -> None:
     """The relay decides, whatever the sandbox believes to be allowed."""
     with network("127.0.0.1:1") as net:
         answer = net.call("refused")
-        assert answer.json() == ""
+        assert answer.json() == "reset"
         expected = f"bananas: egress to 127.0.0.1:{net.port}: the target is not in the pool's egress list\n"
         assert answer.logs.decode() == expected
-        assert [e["event"] for e in net.events] == ["refused"]
+        assert [e.verdict for e in net.events] == ["refused"]
 
 
-def test_a_relay_that_is_gone_closes_the_connection_and_the_reason_is_in_the_logs() -> None:
+def test_a_relay_that_is_gone_breaks_the_connection_and_the_reason_is_in_the_logs() -> None:
     """Nothing hangs in a sandbox whose runner gave the relay up."""
     with network() as net:
         (net._host.root / "e").unlink()
         answer = net.call("refused")
-        assert answer.json() == ""
+        assert answer.json() == "reset"
         assert b"the runner's relay cannot be reached: No such file" in answer.logs
 
 
@@ -201,6 +218,36 @@ def test_a_relay_that_answers_nonsense_gives_no_connection(reply: bytes) -> None
             answer = net.call("refused")
         finally:
             server.stop(timeout=1)
-        assert answer.json() == ""
+        assert answer.json() == "reset"
         wanted = b"no such thing" if reply.startswith(b"error") else b"the runner's relay gave no answer"
         assert answer.logs == b"bananas: egress to 127.0.0.1:%d: %s\n" % (net.port, wanted)
+
+
+def flood(sock: Any, _: Any) -> None:
+    """Send without end."""
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(b"x" * 65536)
+
+
+def test_a_connection_over_its_bytes_is_an_error_that_code_sees_and_a_line_in_its_log() -> None:
+    """A part of a download never looks like the whole."""
+    with network(serve=flood, caps=Caps(connection_bytes=1024 * 1024)) as net:
+        told: list[bytes] = []
+        with net.relay.during("job", told.append):
+            kind, got = net.call("until_broken").json()
+        assert kind == "reset"
+        assert got <= 1024 * 1024 + 65536
+        assert b"more than 1 MiB passed, the limit of a connection (BANANAS_EGRESS_MB)" in told[0]
+
+
+def test_a_relay_that_ends_in_the_middle_breaks_the_connection() -> None:
+    """The runner gave the sandbox up, or died."""
+
+    def waits(sock: Any, _: Any) -> None:
+        sock.recv(2)
+        sock.sendall(b"abc")
+        net.relay.close()
+
+    with network(serve=waits) as net:
+        assert net.call("until_broken").json() in (["reset", 3], ["reset", 0])

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from .loop import READ, WRITE
@@ -18,6 +20,7 @@ from .loop import READ, WRITE
 if TYPE_CHECKING:
     from .loop import Loop
 
+#: Unless boot.json says another number.
 MAX_CONNECTIONS = 32
 #: Clients that wait while the most are connected; one more would have to knock again a second later.
 BACKLOG = 128
@@ -30,9 +33,17 @@ REPLY_TIMEOUT_S = 30.0
 class Forwarder:
     """The listeners, and the connections that came through them."""
 
-    def __init__(self, loop: Loop, relay_path: str, routes: list[dict[str, Any]], log_fd: int) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        relay_path: str,
+        routes: list[dict[str, Any]],
+        log_fd: int,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         """Listen at ``ip:port`` of each route. Raises OSError when that is not possible, naming the address."""
         self.loop = loop
+        self._max_connections = max_connections
         self.relay_path = relay_path
         self._connections: set[Connection] = set()
         self._listeners: dict[socket.socket, str] = {}
@@ -66,7 +77,7 @@ class Forwarder:
     def ended(self, connection: Connection) -> None:
         """A connection is over, so there is room for another one."""
         self._connections.discard(connection)
-        if len(self._connections) == MAX_CONNECTIONS - 1:
+        if len(self._connections) == self._max_connections - 1:
             self._listen()
 
     def _listen(self) -> None:
@@ -81,7 +92,7 @@ class Forwarder:
         connection = Connection(self, client, target)
         self._connections.add(connection)
         connection.start()
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._max_connections:
             for full in self._listeners:
                 self.loop.forget(full.fileno())  # further clients wait in the backlog
 
@@ -157,11 +168,16 @@ class Connection:
                 self._end(problem)
                 return
             if self._is_open:
-                for flow in (self._up, self._down):
-                    flow.read()
-                    flow.write()
+                self._up.read()
+                self._down.read()
+                if self._down.has_ended and not self._up.is_done and self._is_cut():
+                    self._end("", is_cut=True)
+                    return
+                self._up.write()
+                self._down.write()
         except OSError as e:
-            self._end("" if self._is_open else f"the connection to the runner's relay broke: {e.strerror}")
+            problem = "" if self._is_open else f"the connection to the runner's relay broke: {e.strerror}"
+            self._end(problem, is_cut=True)
             return
         if self._up.is_done and self._down.is_done:
             self._end("")
@@ -186,8 +202,18 @@ class Connection:
         self._is_open = True
         return ""
 
-    def _end(self, problem: str) -> None:
+    def _is_cut(self) -> bool:
+        """Has the relay closed both directions while ours is still open? It told the reason to the logs."""
+        poll = select.poll()
+        poll.register(self._relay.fileno(), 0)
+        return bool(poll.poll(0))
+
+    def _end(self, problem: str, *, is_cut: bool = False) -> None:
+        """Close both sides; the client sees a broken connection rather than an end when it is not a proper one."""
         self._loop.cancel(id(self))
+        if problem or is_cut:
+            # Closing then sends a reset.
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if problem:
             # Before the close, which may wake user code and end the call that the text belongs to.
             self._forwarder.tell(f"egress to {self.target}: {problem}")

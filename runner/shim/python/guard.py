@@ -45,7 +45,8 @@ def main(root: str) -> int:
         from . import forwarder as module
 
         try:
-            forwarder = module.Forwarder(events, os.path.join(root, "e"), boot["egress"], log_pipe[1])
+            most = boot.get("egress_connections", module.MAX_CONNECTIONS)
+            forwarder = module.Forwarder(events, os.path.join(root, "e"), boot["egress"], log_pipe[1], most)
         except OSError as e:
             reason = f"egress: {e}"
     # Connecting tells the runner that the sandbox is ready, so it comes last.

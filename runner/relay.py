@@ -1,0 +1,326 @@
+"""The relay of one sandbox: connects to what the sandbox asks for by name, if that is allowed, and passes the bytes.
+
+User code can talk to it directly, so nothing about a request is sure and everything has a limit: the request, its time,
+the connections at a time, the bytes of each. Only listed targets are served, and of those only what the function's own
+list leaves; a name is resolved once and the checked address connected to, unless the target names its address itself.
+Each connection leaves one line for the audit log. ``runner.sandbox`` makes one for each sandbox whose pool has egress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from bananas.targets import Target, parse_target
+from runner import egress
+from runner.egress import Caps
+from runner.transport import listen_unix
+
+log = logging.getLogger(__name__)
+
+OnLog = Callable[[bytes], None]
+#: Host name → addresses as text, in the order to try them; raises OSError when there are none.
+Resolve = Callable[[str], Sequence[str]]
+
+REQUEST_BYTES = 300
+REQUEST_TIMEOUT_S = 5.0
+#: For DNS, and for DNS and all tries to connect together; one try has its share of what is left, at least this long.
+RESOLVE_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
+TRY_TIMEOUT_S = 2.0
+#: Without a byte in either direction.
+IDLE_TIMEOUT_S = 300.0
+CLOSE_TIMEOUT_S = 1.0
+_CHUNK_BYTES = 64 * 1024
+
+
+class _Refused(Exception):
+    """Not connected; the text goes to user code's logs and to the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One connection that is over."""
+
+    #: ``ok``, ``refused`` (never connected) or ``cut`` (ended before both sides were done, or at a limit).
+    verdict: str
+    #: As asked for, and the address that was connected to or tried last; empty when it did not come to that.
+    target: str
+    address: str
+    function: str
+    #: Ids of the jobs that ran when it began, with commas; connections belong to the sandbox and may outlive a call.
+    jobs: str
+    sent_bytes: int
+    received_bytes: int
+    ms: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What becomes of one; ``active_s`` is the monotonic time of the last byte in either direction."""
+
+    jobs: str
+    active_s: float
+    verdict: str = "refused"
+    target: str = ""
+    address: str = ""
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    reason: str = ""
+
+    def count(self, counter: str, number: int) -> int:
+        """Add bytes of a direction; returns those of both."""
+        setattr(self, counter, getattr(self, counter) + number)
+        self.active_s = time.monotonic()
+        return self.sent_bytes + self.received_bytes
+
+
+@dataclass(slots=True)
+class _Bound:
+    """The function that the sandbox serves, and its running calls."""
+
+    function: str = ""
+    #: None: all targets of the pool.
+    allowed: frozenset[str] | None = None
+    calls: dict[str, OnLog] = field(default_factory=dict)
+
+
+class Relay:
+    """Serves the egress socket of one sandbox, in greenlets."""
+
+    def __init__(
+        self,
+        path: Path,
+        targets: Sequence[str],
+        on_event: Callable[[Event], None],
+        *,
+        caps: Caps | None = None,
+        resolve: Resolve = egress.resolve,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+    ) -> None:
+        """Listen at ``path`` for requests for one of ``targets`` (as in ``bananas.yaml``).
+
+        ``on_event`` hears of each connection when it is over or was refused.
+        """
+        self._path = path
+        self._targets: dict[str, Target] = {target.key: target for target in map(parse_target, targets)}
+        self._on_event = on_event
+        self._caps = caps or Caps()
+        self._resolve = resolve
+        self._idle_timeout_s = idle_timeout_s
+        self._bound = _Bound()
+        # Above the limit there is some room to say no; beyond that, connections wait in the backlog.
+        self._greenlets = Pool(2 * self._caps.connections)
+        listener = listen_unix(path, self._caps.connections, gevent.socket.socket)
+        self._server = StreamServer(listener, self._serve, spawn=self._greenlets)
+        self._server.start()
+
+    def bind(self, function: str, allowed: Sequence[str] | None) -> None:
+        """The sandbox serves ``function`` now, which may reach only ``allowed`` (``host:port``) of its targets."""
+        self._bound.function = function
+        self._bound.allowed = None if allowed is None else frozenset(allowed)
+
+    @contextlib.contextmanager
+    def during(self, job: str, on_log: OnLog) -> Iterator[None]:
+        """A call of the sandbox; what goes wrong with a connection in its middle is told to its log."""
+        self._bound.calls[job] = on_log
+        try:
+            yield
+        finally:
+            del self._bound.calls[job]
+
+    def close(self) -> None:
+        """End every connection and stop listening. Idempotent."""
+        self._server.close()
+        self._greenlets.kill(timeout=CLOSE_TIMEOUT_S)
+        self._path.unlink(missing_ok=True)
+
+    # -- one connection ---------------------------------------------------------------------------------------
+
+    def _serve(self, client: Any, _: Any) -> None:
+        began_s = time.monotonic()
+        connection = _Connection(",".join(self._bound.calls), began_s)
+        try:
+            with client:
+                upstream = self._open(client, connection)
+                if upstream is not None:
+                    connection.verdict = "ok"
+                    with upstream:
+                        self._pipe(client, upstream, connection)
+        except gevent.GreenletExit:
+            connection.reason = "the sandbox ended"
+            raise
+        except OSError as e:
+            connection.reason = str(e)
+        finally:
+            self._report(connection, round((time.monotonic() - began_s) * 1000))
+
+    def _report(self, connection: _Connection, ms: int) -> None:
+        if connection.verdict == "cut":
+            line = f"bananas: egress to {connection.target}: {connection.reason}\n".encode()
+            for on_log in list(self._bound.calls.values()):
+                on_log(line)
+        self._on_event(
+            Event(
+                verdict=connection.verdict,
+                target=connection.target,
+                address=connection.address,
+                function=self._bound.function,
+                jobs=connection.jobs,
+                sent_bytes=connection.sent_bytes,
+                received_bytes=connection.received_bytes,
+                ms=ms,
+                reason=connection.reason,
+            )
+        )
+
+    def _open(self, client: Any, connection: _Connection) -> Any:
+        """The connection to what the sandbox asks for, or None when it was refused."""
+        try:
+            asked = connection.target = self._read_request(client)
+            limit = self._caps.connections
+            if len(self._greenlets) > limit:
+                raise _Refused(
+                    f"the sandbox has {limit} connections open already, which is the limit (BANANAS_EGRESS_CONNECTIONS)"
+                )
+            target = self._targets.get(asked)
+            if target is None:
+                raise _Refused("the target is not in the pool's egress list")
+            if self._bound.allowed is not None and asked not in self._bound.allowed:
+                raise _Refused(f"the target is not in the egress list of function {self._bound.function!r}")
+            upstream = self._connect(target, connection)
+        except _Refused as e:
+            connection.reason = str(e)
+            client.settimeout(REQUEST_TIMEOUT_S)
+            client.sendall(f"error {e}\n".encode())
+            return None
+        client.sendall(b"ok\n")
+        return upstream
+
+    @staticmethod
+    def _read_request(client: Any) -> str:
+        """The target in the sandbox's first line."""
+        line = b""
+        with gevent.Timeout(REQUEST_TIMEOUT_S, _Refused(f"no request within {REQUEST_TIMEOUT_S:g} s")):
+            # Nothing follows the line before our answer does, so reading on cannot take bytes of the stream.
+            while not line.endswith(b"\n"):
+                data = client.recv(REQUEST_BYTES + 1 - len(line))
+                line += data
+                if not data or len(line) > REQUEST_BYTES:
+                    raise _Refused(f"the request is not one line of at most {REQUEST_BYTES} bytes")
+        try:
+            target = json.loads(line)["target"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            target = None
+        if not isinstance(target, str) or not target.isascii() or not target.isprintable():
+            raise _Refused('the request is not {"target": "host:port"}')
+        return target
+
+    def _connect(self, target: Target, connection: _Connection) -> Any:
+        failure = ""
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        with gevent.Timeout(CONNECT_TIMEOUT_S, _Refused(f"no connection within {CONNECT_TIMEOUT_S:g} s")):
+            addresses = self._addresses(target)
+            for number, address in enumerate(addresses):
+                connection.address = address
+                left_s = deadline_s - time.monotonic()
+                try:
+                    return self._dial(address, target.port, max(TRY_TIMEOUT_S, left_s / (len(addresses) - number)))
+                except OSError as e:
+                    failure = f"{address}: {e.strerror or e}"
+        raise _Refused(failure or "the name has no address")
+
+    @staticmethod
+    def _dial(address: str, port: int, timeout_s: float) -> Any:
+        """A connection to a literal address: what was checked is what is connected to, nothing is resolved again."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        upstream: Any = gevent.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            upstream.settimeout(timeout_s)
+            upstream.connect((address, port))
+            upstream.settimeout(None)
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            upstream.close()
+            raise
+        return upstream
+
+    def _addresses(self, target: Target) -> Sequence[str]:
+        """Where the target may be reached: the address that it names itself, else the public ones of its name."""
+        if target.address is not None:
+            return [target.address]
+        try:
+            with gevent.Timeout(RESOLVE_TIMEOUT_S, _Refused(f"no answer from DNS within {RESOLVE_TIMEOUT_S:g} s")):
+                found = self._resolve(target.host)
+        except (OSError, UnicodeError) as e:
+            raise _Refused(f"the name does not resolve: {e}") from e
+        public = [address for address in found if egress.is_public(address)]
+        if found and not public:
+            raise _Refused(
+                f"the name resolves to {found[0]}, which is not a public address; if it is meant, list "
+                f"{target.host}={found[0]}:{target.port} in the pool's egress"
+            )
+        return public
+
+    # -- passing bytes ----------------------------------------------------------------------------------------
+
+    def _pipe(self, client: Any, upstream: Any, connection: _Connection) -> None:
+        """Pass bytes both ways until both directions have ended, one is broken, or nothing moved for too long."""
+        connection.active_s = time.monotonic()
+        for sock in (client, upstream):
+            sock.settimeout(self._idle_timeout_s)  # of a sendall to a side that does not read
+        up = gevent.spawn(self._flow, client, upstream, connection, "sent_bytes")
+        try:
+            self._flow(upstream, client, connection, "received_bytes")
+            up.join()
+        finally:
+            up.kill(timeout=CLOSE_TIMEOUT_S)
+
+    def _flow(self, source: Any, sink: Any, connection: _Connection, counter: str) -> None:
+        """One direction. A failure ends the other one too: both sockets are shut down both ways, which tells the
+        forwarder that this is no proper end.
+        """
+        failing = source
+        try:
+            while data := self._receive(source, connection):
+                failing = sink
+                sink.sendall(data)
+                failing = None
+                if connection.count(counter, len(data)) > self._caps.connection_bytes:
+                    mb = self._caps.connection_bytes / (1024 * 1024)
+                    raise OSError(f"more than {mb:g} MiB passed, the limit of a connection (BANANAS_EGRESS_MB)")
+                failing = source
+            failing = sink
+            sink.shutdown(socket.SHUT_WR)
+        except OSError as e:
+            if not connection.reason:
+                # Code that closes its end early is its own affair; it needs no telling.
+                is_own = failing is not None and failing.family == socket.AF_UNIX and not isinstance(e, TimeoutError)
+                connection.verdict = "ok" if is_own else "cut"
+                connection.reason = "the sandbox closed it" if is_own else str(e)
+            for sock in (source, sink):
+                # Not connected any more: that is what is wanted.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def _receive(self, source: Any, connection: _Connection) -> bytes:
+        """The next bytes, empty at the end. While the other direction is busy, silence in this one is no idleness."""
+        while (left_s := connection.active_s + self._idle_timeout_s - time.monotonic()) > 0:
+            # Not by the socket's own timeout, which the other direction uses for sending.
+            with contextlib.suppress(TimeoutError), gevent.Timeout(left_s, TimeoutError()):
+                data: bytes = source.recv(_CHUNK_BYTES)
+                return data
+        raise TimeoutError(f"nothing was sent for {self._idle_timeout_s:g} s")
