@@ -19,7 +19,7 @@ import msgspec
 from bananas import errors, keys, schedules, scripts
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
-from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
+from bananas.spec import Deployment, PoolSpec, RetrySpec, RuntimeInfo, Version
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     busy: int = 0
     #: ``pool/state`` → how many sandboxes.
     sandboxes: dict[str, int] = msgspec.field(default_factory=dict)
+    #: Devices that pools with ``gpus`` may lease.
+    gpus: int = 0
 
     def serves(self, pool: str) -> bool:
         """True when it takes jobs of that pool."""
@@ -69,6 +71,14 @@ def push_config_change(pipe: Any, runners: Iterable[bytes]) -> None:
         inbox = keys.inbox(runner.decode())
         pipe.rpush(inbox, "pools")
         pipe.pexpire(inbox, 60_000)
+
+
+def _brief(policy: RetrySpec) -> bytes:
+    """JSON of what is not a default. It is stamped on every job, and a hash without a value over 64 bytes takes Redis a
+    third of the memory.
+    """
+    given, usual = msgspec.structs.asdict(policy), msgspec.structs.asdict(RetrySpec())
+    return msgspec.json.encode({name: value for name, value in given.items() if value != usual[name]})
 
 
 class Registry:
@@ -164,7 +174,7 @@ class Registry:
                 "priority": spec.priority,
                 "timeout": spec.timeout_ms,
                 "maxr": spec.retries.max,
-                "retry": spec.retries.encode(),
+                "retry": _brief(spec.retries),
                 "ttl": spec.result_ttl_ms,
                 "allow": ",".join(spec.allow_pools),
                 "maxc": spec.max_concurrency or 0,
