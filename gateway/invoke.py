@@ -63,7 +63,7 @@ class Invoker:
         job = NewJob(function, payload, max_retries=0, expires_after_ms=LIMITS.sync_queue_s * 1000, unique_key=key)
         if key is not None:
             # Before it is queued: the key would go on standing for a call that could not be.
-            self._check_served(function, self._registry.current(function).spec.pool)
+            self._check_served(function, self._registry.current(function).spec.pool, fresh=True)
         with ExitStack() as stack:
             waiter = stack.enter_context(self._waiters.expect(job.id))
             stack.enter_context(hangup.watched(environ, waiter.abandon))
@@ -97,8 +97,8 @@ class Invoker:
         waiter.ask()
         return waiter
 
-    def _check_served(self, function: str, pool: str) -> None:
-        if not self._live.serve(pool):
+    def _check_served(self, function: str, pool: str, *, fresh: bool = False) -> None:
+        if not self._live.serve(pool, fresh=fresh):
             raise NoLiveRunner(
                 f"no live runner serves pool {pool!r} of function {function!r}; {start_one(pool)}, "
                 "or look at GET /runners",

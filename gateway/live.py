@@ -25,9 +25,9 @@ class LiveRunners:
         self._runners: list[RunnerInfo] = []
         self._asked_s = float("-inf")
 
-    def serve(self, pool: str) -> bool:
-        """True when a live runner takes jobs of the pool."""
-        age_s = self._mono_s() - self._asked_s
+    def serve(self, pool: str, *, fresh: bool = False) -> bool:
+        """True when a live runner takes jobs of the pool; ``fresh``: by what Redis says now."""
+        age_s = float("inf") if fresh else self._mono_s() - self._asked_s
         if age_s < _LIVE_S and any(runner.serves(pool) for runner in self._runners):
             return True
         if age_s >= _DEAD_S:

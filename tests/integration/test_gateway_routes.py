@@ -11,16 +11,11 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import TestResponse
 
-from bananas import health
-from bananas.dead_letters import DeadLetters
+from bananas import keys
 from bananas.job import Outcome
-from bananas.queue import Queue
 from bananas.redis_client import Connections
-from bananas.registry import Registry
-from bananas.secrets import Secrets
-from bananas.settings import LIMITS, Settings
+from bananas.settings import LIMITS
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
-from gateway.app import create_app
 from gateway.wait import Waiters
 from tests.integration.gateway_player import ABI, CODE, SHA, assert_problem, send
 
@@ -169,17 +164,14 @@ def test_wait_without_a_wait(client, player):
     assert_problem(client.get(f"/jobs/{job}?wait=soon"), 422, "invalid-request", "wait must be")
 
 
-def test_too_many_waiters_are_turned_away_and_leave_no_job(connections, player):
+def test_too_many_waiters_are_turned_away_and_leave_no_job(app_client, connections, player, monkeypatch):
     """A process waits for a bounded number of calls; the refusal comes before anything is queued."""
-    queue = Queue(connections)
-    registry, secrets = Registry(connections), Secrets(connections, None)
-    dead = DeadLetters(connections)
-    parts = (queue, registry, Waiters(queue, limit=0), health.Health(connections), secrets, dead)
-    client = create_app(Settings(), *parts).test_client()
+    monkeypatch.setattr("tests.integration.conftest.Waiters", lambda queue: Waiters(queue, limit=0))
+    client = app_client(connections)
     job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
     assert_problem(client.get(f"/jobs/{job}?wait=5"), 503, "unavailable", "already wait")
     assert_problem(send(client, "POST", "/functions/hello/invoke", {}), 503, "unavailable", "already wait")
-    assert queue.counts().counters == {"enqueued:hello": 1}
+    assert player.queue.counts().counters == {"enqueued:hello": 1}
 
 
 # -- functions and bundles --------------------------------------------------------------------------------------
@@ -344,6 +336,31 @@ def test_metrics_tell_what_happened(client, player):
     assert found["bananas_job_duration_seconds_sum", "hello"] == pytest.approx(0.0065)
 
 
+def test_metrics_tell_of_dead_letters_repairs_and_functions(client, player, connections):
+    """Age of the oldest letter, what was replayed and purged, what the janitor put right, who runs and is set aside."""
+    player.deploy("one", max_concurrency=1)
+    assert metrics(client)["bananas_dead_letters_oldest_seconds",] == 0
+    for _ in range(3):
+        send(client, "POST", "/jobs", {"name": "hello"})
+        player.settle(player.claim(), Outcome.PERMANENT, error={"type": "E", "message": "m"})
+    ids = [letter["id"] for letter in client.get("/dead").get_json()["letters"]]
+    connections.commands.zadd(keys.DEAD, {ids[0]: player.registry.now_ms() - 90_000})
+    assert metrics(client)["bananas_dead_letters_oldest_seconds",] == pytest.approx(90, abs=10)
+    assert send(client, "POST", f"/jobs/{ids[0]}/replay", {}).status_code == 202
+    send(client, "POST", "/dead/purge", {"all": True})
+    player.claim()
+    for _ in range(3):
+        send(client, "POST", "/jobs", {"name": "one"})
+    player.claim()
+    assert player.queue.step("player", 30_000, [], [("default", 3)]).claims == []
+    connections.commands.hset(keys.COUNTERS, "repaired:stray_lease", 2)
+    found = metrics(client)
+    assert (found["bananas_dead_letters_replayed_total",], found["bananas_dead_letters_purged_total",]) == (1, 2)
+    assert found["bananas_queue_repairs_total", "stray_lease"] == 2
+    assert (found["bananas_running_jobs", "one"], found["bananas_parked_jobs", "one"]) == (1, 2)
+    assert (found["bananas_running_jobs", "hello"], found["bananas_parked_jobs", "hello"]) == (1, 0)
+
+
 def test_everything_is_503_without_redis_and_nothing_hangs(app_client, free_port):
     """Each call that needs Redis says so, with the time after which to try again; the process itself is well."""
     connections = Connections(f"redis://:hunter2@127.0.0.1:{free_port}/0")
@@ -354,11 +371,16 @@ def test_everything_is_503_without_redis_and_nothing_hangs(app_client, free_port
             for path in (f"/jobs/{NO_JOB}", "/functions", "/functions/hello", "/pools", "/runtimes", "/metrics")
         ),
         *(("GET", path) for path in ("/runners", f"/jobs/{NO_JOB}/logs", f"/bundles/{SHA}")),
+        *(("GET", path) for path in ("/dead", f"/jobs/{NO_JOB}/payload")),
         *(("DELETE", path) for path in (f"/jobs/{NO_JOB}", "/functions/hello")),
     ]
     answers = [client.open(path, method=method) for method, path in calls]
     answers.append(send(client, "POST", "/jobs", {"name": "hello"}))
     answers.append(send(client, "PUT", "/pools/gpu", {}))
+    answers.append(send(client, "POST", "/jobs/batch", {"jobs": [{"name": "hello"}] * 2}))
+    for path in ("/dead/replay", "/dead/purge"):
+        answers += [send(client, "POST", path, {"ids": [NO_JOB]}), send(client, "POST", path, {"all": True})]
+    answers.append(send(client, "POST", f"/jobs/{NO_JOB}/replay", {}))
     for answer in answers:
         assert "hunter2" not in answer.text
         assert_problem(answer, 503, "redis-unavailable", "does not answer")
