@@ -178,6 +178,20 @@ class Client:
         """Create or change a pool; ``{"name", "changed"}``."""
         return self._json("PUT", f"/pools/{_part(name)}", pool.encode())
 
+    # -- schedules --------------------------------------------------------------------------------------------
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Every schedule: ``{"function", "cron", "tz", "paused", "last_slot", "next": [five slots], …}``."""
+        return list(self._json("GET", "/schedules")["schedules"])
+
+    def pause_schedule(self, function: str) -> dict[str, Any]:
+        """Let nothing fire until it is resumed; ``{"function", "paused", "changed"}``."""
+        return self._json("POST", f"/schedules/{_part(function)}/pause", b"{}")
+
+    def resume_schedule(self, function: str) -> dict[str, Any]:
+        """Let it go on from now; ``{"function", "paused", "changed"}``."""
+        return self._json("POST", f"/schedules/{_part(function)}/resume", b"{}")
+
     # -- secrets ----------------------------------------------------------------------------------------------
 
     def secrets(self) -> list[dict[str, Any]]:

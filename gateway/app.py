@@ -10,6 +10,7 @@ from bananas.health import Health
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from gateway import guard, hints, listen, problems
@@ -19,6 +20,7 @@ from gateway.routes.dead import DeadRoutes
 from gateway.routes.functions import FunctionRoutes
 from gateway.routes.jobs import JobRoutes
 from gateway.routes.operate import OperateRoutes
+from gateway.routes.schedules import ScheduleRoutes
 from gateway.routes.secrets import SecretRoutes
 from gateway.wait import Waiters
 
@@ -29,7 +31,8 @@ def from_env() -> Flask:
     connections = Connections(settings.require_redis_url())
     queue = Queue(connections)
     secrets = Secrets(connections, SecretBox.from_settings(settings))
-    parts = (queue, Registry(connections), Waiters(queue), Health(connections), secrets, DeadLetters(connections))
+    dead, schedules = DeadLetters(connections), Schedules(connections)
+    parts = (queue, Registry(connections), Waiters(queue), Health(connections), secrets, dead, schedules)
     return create_app(settings, *parts)
 
 
@@ -41,6 +44,7 @@ def create_app(
     health: Health,
     secrets: Secrets,
     dead: DeadLetters,
+    schedules: Schedules,
 ) -> Flask:
     """All routes over the given parts; nothing global, so several apps can live in one process."""
     app = Flask("gateway", static_folder=None)
@@ -56,6 +60,7 @@ def create_app(
     app.register_blueprint(FunctionRoutes(queue, registry, Invoker(queue, registry, waiters, live)).blueprint())
     app.register_blueprint(OperateRoutes(queue, registry, health).blueprint())
     app.register_blueprint(SecretRoutes(secrets, registry).blueprint())
+    app.register_blueprint(ScheduleRoutes(schedules).blueprint())
     return app
 
 

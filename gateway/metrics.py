@@ -51,6 +51,7 @@ class _Snapshot(Collector):
         yield from self._functions()
         yield from self._jobs()
         yield self._durations()
+        yield from self._schedules()
         yield from self._live()
 
     def _sizes(self) -> Iterator[Metric]:
@@ -114,6 +115,22 @@ class _Snapshot(Collector):
             family.add_metric([function], buckets, sum_ms / 1000)
         return family
 
+    def _schedules(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "bananas_cron_lag_seconds", "How late the last slot of a schedule fired", labels=["function"]
+        )
+        counters = {
+            f"cron_{name}": CounterMetricFamily(f"bananas_cron_{name}", text, labels=["function"])
+            for name, text in _SLOTS.items()
+        }
+        for name, value in sorted(self._counts.counters.items()):
+            match name.split(":"):
+                case ["cron_lag", function]:
+                    lag.add_metric([function], value / 1000)
+                case [counter, function] if counter in counters:
+                    counters[counter].add_metric([function], value)
+        yield from (lag, *counters.values())
+
     def _live(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("bananas_runners", "Live runners", len(self._runners))
         busy = GaugeMetricFamily("bananas_runner_busy", "Attempts in flight", labels=["runner"])
@@ -126,6 +143,12 @@ class _Snapshot(Collector):
         yield from (busy, boxes)
 
 
+#: What becomes of a schedule's slots.
+_SLOTS: Final = {
+    "fired": "Slots of schedules that made a job",
+    "skipped": "Slots left out because the job before was not over",
+    "missed": "Slots left out because no runner was there in time",
+}
 #: Counters without labels, and where their field has another name.
 _PLAIN: Final = {
     "retries": "Attempts that were put off to be tried again",

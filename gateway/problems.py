@@ -37,6 +37,7 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "unauthorized": (401, "A valid token is needed"),
     "forbidden": (403, "The token does not allow this"),
     "unknown-token": (404, "No such token"),
+    "unknown-schedule": (404, "No such schedule"),
     "unknown-secret": (422, "No such secret"),
     "secret-in-use": (409, "The secret is needed"),
     "no-secret-key": (503, "No key for secrets"),

@@ -39,6 +39,7 @@ COMMANDS = {
     "functions": "operate",
     "pools": "operate",
     "runners": "operate",
+    "schedules": "schedules",
     "secret": "secrets",
     "validate": "manifests",
     "schema": "manifests",

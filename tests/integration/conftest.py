@@ -14,6 +14,7 @@ from bananas.dead_letters import DeadLetters
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from gateway.app import create_app
@@ -38,8 +39,8 @@ def app_client() -> Iterator[Callable[..., FlaskClient]]:
         made.append(Waiters(queue))
         config = Settings(**settings)
         secrets = Secrets(connections, SecretBox.from_settings(config))
-        dead = DeadLetters(connections)
-        parts = (queue, Registry(connections), made[-1], health.Health(connections), secrets, dead)
+        rest = (secrets, DeadLetters(connections), Schedules(connections))
+        parts = (queue, Registry(connections), made[-1], health.Health(connections), *rest)
         return create_app(config, *parts).test_client()
 
     yield make

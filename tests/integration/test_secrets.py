@@ -13,6 +13,7 @@ from bananas.dead_letters import DeadLetters
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
+from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets, new_key
 from bananas.settings import LIMITS, Settings
 from gateway.app import create_app
@@ -45,7 +46,8 @@ def registry(connections: Connections) -> Registry:
 def client(connections: Connections, registry: Registry, secrets: Secrets) -> Iterator[FlaskClient]:
     queue = Queue(connections)
     waiters = Waiters(queue)
-    parts = (queue, registry, waiters, health.Health(connections), secrets, DeadLetters(connections))
+    rest = (secrets, DeadLetters(connections), Schedules(connections))
+    parts = (queue, registry, waiters, health.Health(connections), *rest)
     yield create_app(Settings(), *parts).test_client()
     waiters.stop()
     gevent.sleep(0)

@@ -47,6 +47,7 @@ class StubGateway:
     bundles: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, Any] = field(default_factory=dict)
     runners: list[Any] = field(default_factory=list)
+    schedules: list[Any] = field(default_factory=list)
     #: Pools in which jobs wait for a runner.
     unserved: set[str] = field(default_factory=set)
     #: Dead letters, oldest first; two of them make a page.
@@ -94,6 +95,8 @@ class StubGateway:
             ("PUT /functions/([^/]+)", self._put_function),
             ("DELETE /functions/([^/]+)", self._delete_function),
             ("POST /functions/([^/]+)/invoke", lambda body, name: (200, body)),
+            ("GET /schedules", lambda _: (200, {"schedules": self.schedules})),
+            ("POST /schedules/([^/]+)/(pause|resume)", self._pause),
             ("GET /pools", lambda _: (200, {"pools": [self._pool(name) for name in self.pools]})),
             ("PUT /pools/([^/]+)", self._put_pool),
             ("HEAD /bundles/([^/]+)", lambda _, sha: (200 if sha in self.bundles else 404, b"")),
@@ -138,6 +141,20 @@ class StubGateway:
         changed = self.pools.get(name) != spec
         self.pools[name] = spec
         return 200, {"name": name, "changed": changed}
+
+    def schedule(self, function: str, **changed: Any) -> None:
+        """Put a schedule there."""
+        base = {"function": function, "cron": "0 2 * * *", "tz": "Europe/Berlin", "catchup": "none", "overlap": "allow"}
+        base |= {"paused": False, "last_slot": DAY, "next": [f"2026-11-2{n}T01:00:00.000Z" for n in range(5, 10)]}
+        base |= {"last_job": None, "held": 0, "fired": 7, "skipped": 1, "missed": 2, "problem": None}
+        self.schedules.append(base | changed)
+
+    def _pause(self, _: bytes, function: str, verb: str) -> Answer:
+        for schedule in self.schedules:
+            if schedule["function"] == function:
+                was, schedule["paused"] = schedule["paused"], verb == "pause"
+                return 200, {"function": function, "paused": schedule["paused"], "changed": was != schedule["paused"]}
+        return problem(404, "unknown-schedule", f"function '{function}' has no schedule")
 
     def _put_bundle(self, body: bytes, sha: str) -> Answer:
         if hashlib.sha256(body).hexdigest() != sha:

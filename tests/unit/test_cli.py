@@ -223,6 +223,30 @@ def test_functions_are_listed_and_removed(gateway: StubGateway, bananas: Cli) ->
     assert bananas("functions", "rm", "hello").code == 1
 
 
+def test_schedules_are_listed_paused_and_resumed(gateway: StubGateway, bananas: Cli) -> None:
+    """With and without ls; a paused one says so where its next slot would be; a problem is told beside the list."""
+    gateway.schedule("report", last_job="j1")
+    gateway.schedule("alien", problem="'Mars/Base' is not a time zone")
+    done = bananas("schedules")
+    assert re.search(
+        r"report +0 2 \* \* \* +Europe/Berlin +2026-11-25 01:00 +2026-11-26 01:00 +j1 +7 +1 +2 +0", done.out
+    )
+    assert done.err == "alien does not fire: 'Mars/Base' is not a time zone\n"
+    assert bananas("schedules", "ls").out == done.out
+    as_json = [
+        json.loads(bananas(*words).out) for words in (("schedules", "-o", "json"), ("schedules", "ls", "-ojson"))
+    ]
+    assert as_json == [gateway.schedules, gateway.schedules]
+    assert bananas("schedules", "pause", "report").out == "report paused\n"
+    assert gateway.bodies[-1] == b"{}"
+    assert re.search(r"report .* Europe/Berlin +paused +- +j1", bananas("schedules").out)
+    assert bananas("schedules", "pause", "report").out == "report already paused\n"
+    told = json.loads(bananas("schedules", "resume", "report", "-o", "json").out)
+    assert told == [{"function": "report", "paused": False, "changed": True}]
+    missing = bananas("schedules", "pause", "nope")
+    assert (missing.code, missing.err) == (1, "error: function 'nope' has no schedule\n")
+
+
 def test_pools_and_runners_are_listed(gateway: StubGateway, bananas: Cli) -> None:
     """ps is another name for runners; a row fits 80 columns."""
     gateway.pools["default"] = {"concurrency": 8, "memory_mb": 256, "cpus": 1.0}
