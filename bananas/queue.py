@@ -187,7 +187,7 @@ class Queue:
 
     def cancel(self, job_id: str) -> None:
         """Cancel it wherever it is; raises JobFinished, UnknownJob or JobExpired."""
-        match self._run("cancel", job_id, LIMITS.reply_list):
+        match self._run("cancel", job_id, LIMITS.reply_list, LIMITS.history):
             case [b"cancelled"]:
                 return
             case [b"over", state]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,6 +197,18 @@ def test_outside_of_a_sandbox_it_only_checks() -> None:
     assert LIMITS.progress_bytes == bananas_sdk.PROGRESS_BYTES
 
 
+def test_the_guides_example_does_what_its_comments_say() -> None:
+    """docs/handlers.md: progress, a retry after 30 s, and the end without one."""
+    guide = Path(__file__).parents[2] / "docs/handlers.md"
+    with ShimHost(guide.read_text("utf-8").split("```python\n")[1].split("```")[0]) as host:
+        host.ready()
+        sent = host.call({"to": ["a@example.com", "b@example.com"]})
+        assert (sent.json(), values(sent)[-1]) == ({"sent": 2}, {"done": 2, "of": 2})
+        assert host.call({"to": ["a@example.com"], "busy": True}).meta["retry_after_s"] == 30
+        nobody = host.call({"to": ["nobody"]}).meta
+        assert (nobody["permanent"], nobody["message"]) == (True, "'nobody' is no address")
+
+
 # -- what a sandbox may send, and what it may not -------------------------------------------------------------------
 
 
@@ -203,8 +217,8 @@ class Forged:
 
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair()
-        unused: Any = None
-        self.sandbox = DockerSandbox("forged", unused, unused, "none", SocketChannel(ours), unused, unused, None)
+        parts: dict[str, Any] = dict.fromkeys(inspect.signature(DockerSandbox).parameters)
+        self.sandbox = DockerSandbox(**parts | {"sandbox_id": "forged", "channel": SocketChannel(ours)})
         self.told: list[bytes] = []
 
     def __enter__(self) -> Forged:

@@ -53,11 +53,12 @@ def test_scripts_and_shim_are_in_the_wheel(installed: Path, tmp_path: Path) -> N
     """What is not Python is packed too."""
     code = """
 import pathlib, sys
-import bananas.scripts, gateway, runner
+import bananas.scripts, bananas_sdk, gateway, runner
 assert len(bananas.scripts.load()) == len(bananas.scripts.NAMES)
 root = pathlib.Path(runner.__file__).parent
 assert not root.is_relative_to(sys.argv[1]), root
 assert (root / "shim/python/keeper.py").is_file()
+assert pathlib.Path(bananas_sdk.__file__) == root.parent / "bananas_sdk.py"
 assert (pathlib.Path(gateway.__file__).parent / "gunicorn.conf.py").is_file()
 print("all there")
 """

@@ -103,6 +103,7 @@ class QueueModel(Model):
             return "over"
         if job.state == "processing":
             self.end_lease(job)
+            self.remember(job, "cancelled")
             self.inbox[job.runner].append(f"cancel {job.id} {job.token}")
         else:
             self.unqueue(job)
