@@ -54,6 +54,7 @@ def deploy(client: Client, manifest: Manifest, only: set[str] | None, report: Re
             problems.append(f"{name}: {e}")
     if problems:
         raise DeployError("\n".join([*problems, "nothing was deployed; what served before still serves"]))
+    _warn_of_gpus(client, manifest, [functions[name] for name, _, changed in ready if changed], report)
     _put_pools(client, manifest, functions.values() if only is not None else None, report)
     return [_switch(client, name, deployment, changed, report) for name, deployment, changed in ready]
 
@@ -135,6 +136,22 @@ def _upload(client: Client, name: str, what: str, bundle: pack.Bundle, report: R
 
 def _size(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.1f} MiB" if size_bytes >= MIB else f"{-(-size_bytes // KIB)} KiB"
+
+
+def _warn_of_gpus(client: Client, manifest: Manifest, functions: Iterable[ManifestFunction], report: Report) -> None:
+    """Name the pools of these functions that ask for GPUs which no live runner has: the deploy is fine all the same."""
+    used = {pool for f in functions for pool in (f.spec.pool, *f.spec.allow_pools)}
+    wanted = [name for name, pool in manifest.pools.items() if pool.gpus and name in used]
+    runners = client.runners() if wanted else []
+    missing = [
+        name
+        for name in wanted
+        if not any(runner.get("gpus") and (not runner["pools"] or name in runner["pools"]) for runner in runners)
+    ]
+    if missing:
+        report(
+            f"warning: no live runner has a GPU for pool {', '.join(missing)}; jobs there fail and say so until one has"
+        )
 
 
 def _put_pools(client: Client, manifest: Manifest, users: Iterable[ManifestFunction] | None, report: Report) -> None:

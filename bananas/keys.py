@@ -56,6 +56,7 @@ Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retrie
 ``purged`` dead letters · ``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
 ``repaired:<kind>`` what the janitor's audit put right · ``start:<pool>:<function>:<start>:<reason>`` and
 ``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py`` ·
+``egress:<pool>:<verdict>`` connections out of sandboxes · ``egress_bytes:<pool>:<direction>`` ·
 ``cron_fired:<function>`` ``cron_skipped:<function>`` ``cron_missed:<function>`` slots of its schedule ·
 ``cron_lag:<function>`` ms, how late the last one fired.
 """

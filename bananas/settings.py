@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -134,6 +135,16 @@ def _names(raw: str) -> tuple[str, ...]:
     return names
 
 
+def _devices(raw: str) -> tuple[str, ...]:
+    names = () if raw == "none" else _names(raw)
+    for name in names:
+        if not re.fullmatch(r"\d{1,2}|(GPU|MIG)-[0-9a-f-]{1,64}", name):
+            raise ValueError(f"{name!r} is not the number or UUID of a device; write for example 0,1 or none")
+    if len(set(names)) != len(names):
+        raise ValueError("names a device twice")
+    return names
+
+
 def _setting(env: str, parse: Callable[[str], Any], default: Any, *, secret: bool = False) -> Any:
     return field(default=default, metadata={"env": env, "parse": parse}, repr=not secret)
 
@@ -169,6 +180,11 @@ class Settings:
     parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
     #: MiB that all sandboxes of a runner may have together by their limits; 0: three quarters of the machine's memory.
     sandbox_memory_mb: int = _setting("BANANAS_SANDBOX_MEMORY", _memory, 0)
+    #: GPUs of this machine, by number or UUID; ``none``: it has none. Unset: those of NVIDIA's driver.
+    gpus: tuple[str, ...] | None = _setting("BANANAS_GPUS", _devices, None)
+    #: What one sandbox may use of ``egress``: connections at a time, and MiB that pass one connection.
+    egress_connections: int = _setting("BANANAS_EGRESS_CONNECTIONS", _count(1, 256), 32)
+    egress_mb: int = _setting("BANANAS_EGRESS_MB", _count(1, 1_048_576), 1024)
     #: The image of ``runtime: python``; empty means the local default.
     python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
     #: Keys that seal secrets (see ``bananas.secrets``), the sealing one first; or a file that holds them.

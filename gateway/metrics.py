@@ -52,6 +52,8 @@ class _Snapshot(Collector):
         yield from self._jobs()
         yield self._durations()
         yield from self._schedules()
+        yield from self._sandboxes()
+        yield from self._egress()
         yield from self._live()
 
     def _sizes(self) -> Iterator[Metric]:
@@ -148,6 +150,21 @@ _SLOTS: Final = {
     "fired": "Slots of schedules that made a job",
     "skipped": "Slots left out because the job before was not over",
     "missed": "Slots left out because no runner was there in time",
+    def _egress(self) -> Iterator[Metric]:
+        connections = CounterMetricFamily(
+            "bananas_egress_connections", "Connections out of sandboxes: ok, refused, cut", labels=["pool", "verdict"]
+        )
+        passed = CounterMetricFamily(
+            "bananas_egress_bytes", "Bytes that passed them: sent, received", labels=["pool", "direction"]
+        )
+        for name, value in sorted(self._counts.counters.items()):
+            match name.split(":"):
+                case ["egress", pool, verdict]:
+                    connections.add_metric([pool, verdict], value)
+                case ["egress_bytes", pool, direction]:
+                    passed.add_metric([pool, direction], value)
+        yield from (connections, passed)
+
 }
 #: Counters without labels, and where their field has another name.
 _PLAIN: Final = {

@@ -9,9 +9,12 @@ never changes the machine's firewall; it says which rules are missing. ``runner.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import logging
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +22,17 @@ from pathlib import Path
 
 from gevent.lock import BoundedSemaphore
 
+from bananas import pack, redis_nodes, redis_url
 from bananas.errors import BananasError, ProtocolError, SandboxDied, SandboxStartError
 from bananas.protocols import Binding, HandlerLoadError, Invocation, Sandbox
-from runner.docker_driver import Engine
+from bananas.settings import Settings
+from bananas.spec import PoolSpec, RuntimeInfo
+from runner.access import Access
+from runner.bundles import BundleCache
+from runner.docker_driver import LABEL_INSTANCE, Engine
+from runner.host import Host
+from runner.sandbox import DockerSandboxFactory
+from runner.slot import profile_of
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +119,21 @@ def places(redis: Sequence[tuple[str, int]], gateway_port: int, own: Sequence[st
     return found
 
 
+def redis_places(url: str) -> list[tuple[str, int]]:
+    """Addresses and ports of the servers that a Redis URL leads to now, sentinels included; none for a socket.
+
+    Raises OSError when a name does not resolve, RedisUnavailable when no sentinel or node answers.
+    """
+    parsed = redis_url.parse(url)
+    finder = redis_nodes.finder_of(parsed)
+    nodes = dict.fromkeys([*parsed.nodes, *([finder.locate()] if finder is not None else [])])
+    return [
+        (str(sockaddr[0]), port)
+        for host, port in nodes
+        for *_, sockaddr in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    ]
+
+
 def own_addresses(table: Path = Path("/proc/net/fib_trie")) -> list[str]:
     """This machine's IPv4 addresses but loopback ones, at most MAX_ADDRESSES; raises OSError."""
     found: dict[str, None] = {}
@@ -119,6 +145,34 @@ def own_addresses(table: Path = Path("/proc/net/fib_trie")) -> list[str]:
         elif text.endswith("host LOCAL") and not last.startswith("127."):
             found[last] = None
     return list(found)[:MAX_ADDRESSES]
+
+
+def of_runner(
+    settings: Settings, engine: Engine, instance: str, host: Host, image: Callable[[], RuntimeInfo | None]
+) -> OpenNetwork:
+    """The open network of a real runner; nothing is made or probed before it is asked for."""
+    name = "bno-" + hashlib.sha256(instance.encode()).hexdigest()[:8]  # an interface's name has at most 15 bytes
+
+    def find(bridge: list[str]) -> list[Place]:
+        return places(redis_places(settings.require_redis_url()), settings.port, [*bridge, *own_addresses()])
+
+    def create(network: str) -> tuple[Sandbox, Binding]:
+        runtime = image()
+        if runtime is None:
+            raise SandboxStartError(
+                "network: open cannot be probed without an image of runtime 'python'; `bananas images build` makes one"
+            )
+        with tempfile.TemporaryDirectory(prefix="bananas-probe-") as folder:
+            (Path(folder) / "probe.py").write_text(SOURCE, "utf-8")
+            bundle = pack.pack(Path(folder), ignore=())
+        bundles = BundleCache(host.cache, {bundle.digest: bundle.data}.__getitem__)
+        factory = DockerSandboxFactory(
+            engine, bundles, host.directory, host.labels, Access(open_network=lambda: network)
+        )
+        profile = profile_of("probe", PoolSpec(network="open", memory_mb=64), runtime.image, runtime.image_id)
+        return factory.create(profile), Binding("probe", bundle.digest[:12], HANDLER, bundle.digest, None)
+
+    return OpenNetwork(engine, name, {LABEL_INSTANCE: instance}, find, create)
 
 
 class OpenNetwork:
@@ -141,6 +195,7 @@ class OpenNetwork:
         self._find = find
         self._create = create
         self._lock = BoundedSemaphore(1)
+        self._is_made = False
         self._verdict = ""
         self._until_s = 0.0
 
@@ -150,6 +205,7 @@ class OpenNetwork:
         Raises SandboxStartError naming what was reached and how to close it, or EngineUnavailable.
         """
         with self._lock:
+            self._is_made = True
             gateways = self._engine.open_network(self.name, self._labels)
             if time.monotonic() >= self._until_s:
                 self._verdict = self._probe(gateways)
@@ -168,8 +224,9 @@ class OpenNetwork:
             log.warning("%s", e)
 
     def close(self) -> None:
-        """Remove the bridge if no sandbox uses it. Raises EngineUnavailable."""
-        self._engine.remove_network(self.name)
+        """Remove the bridge, if this runner ever asked for it and no sandbox uses it. Raises EngineUnavailable."""
+        if self._is_made:
+            self._engine.remove_network(self.name)
 
     def _probe(self, gateways: list[str]) -> str:
         """Empty, or what is wrong and how to put it right."""

@@ -26,14 +26,17 @@ from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
 from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
-from bananas.settings import Settings
-from runner import images
+from bananas.settings import MIB, Settings
+from runner import gpus, images, opennet
+from runner.access import Access
 from runner.alarm import Alarm
 from runner.bundles import BundleCache
 from runner.catalog import Catalog
 from runner.docker_driver import Engine, describe
+from runner.egress import Caps
 from runner.executor import Executor
 from runner.gate import Gate
+from runner.gpus import Gpus
 from runner.heartbeat import Fence, Heartbeat, InFlight
 from runner.host import Host
 from runner.ledger import Ledger, machine_budget_mb
@@ -110,7 +113,7 @@ class Supervisor:
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
-        self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels)
+        self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels, self._access(engine))
         self._gate = Gate(settings.parallel_creates)
         self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
         self._alarm = Alarm(self._clock)
@@ -164,6 +167,25 @@ class Supervisor:
         self._publish_runtimes()
         self._probe()
 
+    def _access(self, engine: Engine) -> Access:
+        """What sandboxes may have of the world outside."""
+        settings = self._settings
+        found = gpus.discover() if settings.gpus is None else settings.gpus
+        self._gpus = Gpus(found, settings.state_path / "gpus")
+        self._gpus.reclaim = self._free_gpus
+        self._open_network = opennet.of_runner(
+            settings, engine, self._registry.instance(), self._host, lambda: self._catalog.runtimes.get("python")
+        )
+        caps = Caps(settings.egress_connections, settings.egress_mb * MIB)
+        return Access(caps, self._gpus, self._open_network.require, self._tally.put_back)
+
+    def _free_gpus(self) -> None:
+        """End idle sandboxes that hold devices, because another one needs some."""
+        for pool in self._pools.values():
+            if pool.spec.gpus:
+                for slot in pool.evictable():
+                    pool.evict(slot)
+
     def _probe(self) -> None:
         """Prove with a real sandbox that the engine sees the state directory, before any job depends on it."""
         runtime = self._catalog.runtimes.get("python")
@@ -192,6 +214,10 @@ class Supervisor:
             self._registry.retire(self._host.name)
         except RedisUnavailable as e:
             log.warning("leaving without saying so: %s", e)
+        try:
+            self._open_network.close()
+        except EngineUnavailable as e:
+            log.warning("%s", e)
         self._host.leave()
         self._connections.close()
         log.info("runner %s left %.1f s before its deadline", self._host.name, deadline - time.monotonic())
@@ -224,7 +250,9 @@ class Supervisor:
         for name, spec in pools.items():
             if served and name not in served:
                 continue
-            self._catalog.pools[name] = spec
+            spec = self._catalog.pools[name] = self._gpus.fit(spec)
+            if spec.network == "open" and (name not in self._pools or self._pools[name].spec.network != "open"):
+                gevent.spawn(self._open_network.warm)
             if name in self._pools:
                 self._pools[name].reconfigure(spec)
                 continue
@@ -276,6 +304,7 @@ class Supervisor:
             seen_at_ms=self._registry.now_ms(),
             busy=len(self._in_flight),
             sandboxes=dict(sandboxes),
+            gpus=len(self._gpus.devices),
         )
         try:
             self._registry.announce(info, counts)

@@ -129,4 +129,5 @@ def _public(runner: RunnerInfo) -> dict[str, Any]:
         "started_at": iso(runner.started_at_ms),
         "busy": runner.busy,
         "sandboxes": runner.sandboxes,
+        "gpus": runner.gpus,
     }

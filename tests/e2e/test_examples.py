@@ -143,6 +143,22 @@ def test_thumbnail_uses_its_own_packages(app: App) -> None:
     assert record["error"]["message"] == "image is neither a PNG nor a JPEG"
 
 
+def test_gpu_info_has_every_device_or_a_clear_reason(app: App) -> None:
+    """Where there is no GPU the deploy warns once, and the job tells what is missing before it uses up a try."""
+    if app.client.runners()[0]["gpus"]:
+        assert app.invoke("gpu_info", None)["devices"]
+        return
+    warning = "no live runner has a GPU for pool gpu; jobs there fail and say so until one has"
+    told = [line for line in app.process.text.splitlines() if warning in line]
+    assert len(told) == 1, told
+    job = app.client.submit("gpu_info", None)["id"]
+    record = until(lambda: (r := app.client.job(job))["history"] and r, DEADLINE_S, "the first try to start")
+    error = record["history"][0]["error"]
+    assert (record["status"], error["type"]) == ("scheduled", "SandboxStartError"), record
+    assert "pool 'gpu' asks for gpus: all and this runner has none; install NVIDIA's driver" in error["message"]
+    app.client.cancel(job)
+
+
 def test_every_example_has_a_readme_and_is_called_here() -> None:
     """No function is added to the app without being shown to work."""
     functions = manifest.load(ROOT / "bananas.yaml", {}).functions

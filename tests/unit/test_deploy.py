@@ -127,6 +127,23 @@ def test_named_functions_bring_only_their_pools(gateway: StubGateway, run: Run) 
     assert (list(gateway.pools), list(gateway.functions)) == (["default"], ["hello"])
 
 
+def test_a_pool_whose_gpus_no_live_runner_has_is_warned_of_once(
+    app: Path, gateway: StubGateway, run: Run, lines: list[str]
+) -> None:
+    """The deploy goes on; it is told when something of that pool is deployed, and not again for what is unchanged."""
+    (app / "bananas.yaml").write_text(MANIFEST.replace("mail: {concurrency: 1}", "mail: {gpus: all}"))
+    run("hello")
+    assert not [line for line in lines if "GPU" in line]
+    run()
+    run()
+    warning = "warning: no live runner has a GPU for pool mail; jobs there fail and say so until one has"
+    assert lines.count(warning) == 1
+    (app / "functions/send/handler.py").write_text("def handle(event, context): ...\n")
+    gateway.runners = [{"id": "r1", "pools": ["default"], "gpus": 2}, {"id": "r2", "pools": [], "gpus": 1}]
+    run()
+    assert lines.count(warning) == 1
+
+
 def test_a_function_that_the_file_does_not_have_is_refused(gateway: StubGateway, run: Run) -> None:
     """Before the gateway is asked anything."""
     with pytest.raises(DeployError, match=r"has no function helo; it has hello, send"):
