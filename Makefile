@@ -33,10 +33,10 @@ check: ## linters, formatter, types, import contracts
 bench: ## measure latency and throughput on this machine
 	sh scripts/run --dev .venv/bin/python -m tests.bench
 
-chaos: ## kill things under load and tell what became of every job, see docs/chaos.md; 15 minutes
+chaos: ## kill things under load and tell what became of every job, see docs/chaos.md; 12 minutes
 	BANANAS_CHAOS_SIZE=$${BANANAS_CHAOS_SIZE:-full} BANANAS_CHAOS_OUTAGE_S=40 BANANAS_CHAOS_LEASE_S=30 sh scripts/run --dev .venv/bin/python -m pytest --timeout=600 -v tests/chaos
 
-chaos-long: ## the storms with 200,000 jobs, about an hour
+chaos-long: ## the storms with 200,000 jobs, half an hour
 	BANANAS_CHAOS_SIZE=long sh scripts/run --dev .venv/bin/python -m pytest --timeout=3600 -v tests/chaos/test_queue_storm.py tests/chaos/test_linear.py tests/chaos/test_platform_storm.py
 
 down: ## stop the engine that the set-up started

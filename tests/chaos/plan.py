@@ -16,16 +16,16 @@ from bananas.job import NewJob
 
 #: Variable → value for small (inside ``make test``), full (``make chaos``), long (``make chaos-long``).
 SIZES: dict[str, tuple[float, float, float]] = {
-    "JOBS": (600, 5000, 200_000),
+    "JOBS": (500, 5000, 200_000),
     "RUNNERS": (3, 8, 8),
-    "SPREAD_S": (6, 40, 240),
+    "SPREAD_S": (5, 40, 240),
     "PLATFORM_JOBS": (60, 400, 1500),
     "PLATFORM_RUNNERS": (2, 3, 3),
     "GATEWAYS": (2, 2, 2),
-    "PLATFORM_SPREAD_S": (8, 60, 300),
-    "REDIS_KILL_EVERY_S": (3, 20, 20),
+    "PLATFORM_SPREAD_S": (7, 60, 300),
+    "REDIS_KILL_EVERY_S": (2, 20, 20),
     "REDIS_KILLS": (1, 4, 15),
-    "PARTITION_S": (4, 60, 60),
+    "PARTITION_S": (3, 60, 60),
     "RESTARTS": (4, 20, 40),
     "HISTORIES": (60, 1000, 10_000),
 }
