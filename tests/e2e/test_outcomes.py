@@ -153,7 +153,8 @@ def test_the_default_retries_wait_exactly_2_4_and_8_seconds(app: Platform) -> No
 
 
 def without_code(app: Platform, name: str) -> tuple[str, bytes]:
-    """Deploy a function and take its archive out of Redis; digest and archive."""
+    """Deploy a function and take its archive out of Redis before a runner has fetched it; digest and archive."""
+    app.processes[-1].stop()
     app.deploy({name: f"NAME = {name!r}\n" + HANDLERS["ok"]}, SETTINGS)
     version = app.registry.current(name)
     assert version is not None
@@ -161,6 +162,7 @@ def without_code(app: Platform, name: str) -> tuple[str, bytes]:
     data = app.connections.commands.get(keys.bundle(sha))
     assert data
     app.connections.commands.delete(keys.bundle(sha))
+    app.runner(BANANAS_POOLS="default")
     return sha, data
 
 
