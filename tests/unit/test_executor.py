@@ -10,8 +10,10 @@ from gevent.event import Event
 
 from bananas.errors import UnknownBundle
 from bananas.job import Claim, Outcome, Settlement
+from bananas.protocols import Secret
 from bananas.spec import Bundles, FunctionSpec, PoolSpec, RetrySpec, Version
 from bananas.testing import Exit, FakeSandboxFactory, Hang, ManualClock
+from bananas_sdk import Retry
 from runner.executor import Executor, LogBuffer, Running
 from runner.gate import Gate
 from runner.pool import SandboxPool, profile_of
@@ -34,6 +36,7 @@ def _raise(error: BaseException):
 HANDLERS = {
     "h.ok": lambda event, context: {"got": event},
     "h.error": _raise(ValueError("no")),
+    "h.later": _raise(Retry(after_s=5)),
     "h.permanent": _raise(Permanent("never")),
     "h.exit": _raise(Exit(3)),
     "h.oom": _raise(Exit(signal=9, oom=True)),
@@ -106,6 +109,7 @@ def attempt(runner: Executor, running: Running, pool: SandboxPool) -> Settlement
     [
         ("h.ok", Outcome.OK, "complete", None, True),
         ("h.error", Outcome.ERROR, "retry", "ValueError", True),
+        ("h.later", Outcome.ERROR, "retry", "Retry", True),
         ("h.permanent", Outcome.PERMANENT, "dead", "Permanent", True),
         ("h.exit", Outcome.CRASHED, "retry", "Crashed", False),
         ("h.oom", Outcome.OOM, "retry", "OutOfMemory", False),
@@ -134,6 +138,12 @@ def test_ok_carries_result_start_and_timings(pool):
     assert attempt.timings["queued_ms"] == 5
     warm = run("h.ok", pool).attempt
     assert (warm.start, warm.start_reason, warm.nth_use) == ("warm", None, 2)
+
+
+def test_a_handler_chooses_its_delay_up_to_the_cap(pool):
+    """retry_after_s is the delay, within the function's policy."""
+    assert run("h.later", pool).decision.delay_ms == 5000
+    assert run("h.later", pool, retries=RetrySpec(cap_ms=3000)).decision.delay_ms == 3000
 
 
 def test_last_retry_is_a_dead_letter(pool):
@@ -222,6 +232,44 @@ def test_handed_back_attempt_goes_back_unless_it_had_answered(pool, factory):
     done = attempt(executor("h.ok"), Running(claim(), 0.0, handed_back=True), pool)
     assert done is not None
     assert done.decision.action == "complete"
+
+
+@pytest.mark.parametrize(
+    ("secret", "value", "told"),
+    [
+        (b"planted-secret", {"at": "planted-secret!"}, b'{"at":"***!"}'),
+        (b'"at":"here"', {"at": "here"}, b'"***"'),  # what is left without it is no JSON
+        (b"planted-secret", {"at": 1}, b'{"at":1}'),
+    ],
+)
+def test_progress_shows_no_secret_and_stays_json(pool, factory, secret, value, told):
+    """Masked like logs; whoever hears of it finds it in the attempt."""
+    factory.handlers["h.tells"] = lambda event, context: context.progress(value)
+    heard: list[bytes | None] = []
+    runner = executor("h.tells")
+    runner._secrets = lambda _: {"S": Secret("1", secret)}
+    runner._on_progress = lambda running: heard.append(running.progress)
+    settlement = attempt(runner, Running(claim(), 0.0), pool)
+    assert settlement is not None
+    assert (heard, settlement.progress) == ([told], told)
+
+
+def test_a_settlement_carries_only_progress_that_is_not_kept_yet(pool, factory):
+    """What the record has already is not sent again, unless something newer was told."""
+    factory.handlers["h.tells"] = lambda event, context: [context.progress(n) for n in range(event["a"])]
+    runner = executor("h.tells")
+
+    def keep(running: Running) -> None:
+        if running.progress == b"1":
+            running.progress_kept = running.progress
+
+    runner._on_progress = keep
+    progress = []
+    for count in (b"0", b"1", b"2", b"3"):
+        settlement = attempt(runner, Running(claim(payload=b'{"a":%b}' % count), 0.0), pool)
+        assert settlement is not None
+        progress.append(settlement.progress)
+    assert progress == [b"", b"0", b"", b"2"]
 
 
 def test_log_buffer_is_bounded():
