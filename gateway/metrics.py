@@ -117,6 +117,23 @@ class _Snapshot(Collector):
             family.add_metric([function], buckets, sum_ms / 1000)
         return family
 
+    def _sandboxes(self) -> Iterator[Metric]:
+        starts = CounterMetricFamily(
+            "bananas_sandbox_starts",
+            "How attempts got their sandbox (warm, stem, cold), and what was started ahead of them (spare, min_warm)",
+            labels=["pool", "function", "start", "reason"],
+        )
+        ends = CounterMetricFamily(
+            "bananas_sandbox_ends", "Sandboxes that were ended, by reason", labels=["pool", "function", "reason"]
+        )
+        for name, value in sorted(self._counts.counters.items()):
+            match name.split(":"):
+                case ["start", pool, function, start, reason]:
+                    starts.add_metric([pool, function, start, reason], value)
+                case ["end", pool, function, reason]:
+                    ends.add_metric([pool, function, reason], value)
+        yield from (starts, ends)
+
     def _schedules(self) -> Iterator[Metric]:
         lag = GaugeMetricFamily(
             "bananas_cron_lag_seconds", "How late the last slot of a schedule fired", labels=["function"]
@@ -132,6 +149,21 @@ class _Snapshot(Collector):
                 case [counter, function] if counter in counters:
                     counters[counter].add_metric([function], value)
         yield from (lag, *counters.values())
+
+    def _egress(self) -> Iterator[Metric]:
+        connections = CounterMetricFamily(
+            "bananas_egress_connections", "Connections out of sandboxes: ok, refused, cut", labels=["pool", "verdict"]
+        )
+        passed = CounterMetricFamily(
+            "bananas_egress_bytes", "Bytes that passed them: sent, received", labels=["pool", "direction"]
+        )
+        for name, value in sorted(self._counts.counters.items()):
+            match name.split(":"):
+                case ["egress", pool, verdict]:
+                    connections.add_metric([pool, verdict], value)
+                case ["egress_bytes", pool, direction]:
+                    passed.add_metric([pool, direction], value)
+        yield from (connections, passed)
 
     def _live(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("bananas_runners", "Live runners", len(self._runners))
@@ -150,21 +182,6 @@ _SLOTS: Final = {
     "fired": "Slots of schedules that made a job",
     "skipped": "Slots left out because the job before was not over",
     "missed": "Slots left out because no runner was there in time",
-    def _egress(self) -> Iterator[Metric]:
-        connections = CounterMetricFamily(
-            "bananas_egress_connections", "Connections out of sandboxes: ok, refused, cut", labels=["pool", "verdict"]
-        )
-        passed = CounterMetricFamily(
-            "bananas_egress_bytes", "Bytes that passed them: sent, received", labels=["pool", "direction"]
-        )
-        for name, value in sorted(self._counts.counters.items()):
-            match name.split(":"):
-                case ["egress", pool, verdict]:
-                    connections.add_metric([pool, verdict], value)
-                case ["egress_bytes", pool, direction]:
-                    passed.add_metric([pool, direction], value)
-        yield from (connections, passed)
-
 }
 #: Counters without labels, and where their field has another name.
 _PLAIN: Final = {

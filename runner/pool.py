@@ -81,9 +81,7 @@ class SandboxPool:
         self._plan = Plan()
         self._slots: list[Slot] = []
         self._idle: list[Slot] = []
-        self._warm_ups = WarmUps(
-            gate, self._supply, self._is_wanted, self._bind_wish, self._welcome, self._warm_up_failed
-        )
+        self._warm_ups = WarmUps(gate, self._supply, self._is_wanted, self.bind, self._welcome, self._warm_up_failed)
         #: By stem profile or key.
         self._setbacks = Setbacks(clock)
         #: Claimed attempts that have not come to ``acquire`` yet.
@@ -149,8 +147,6 @@ class SandboxPool:
             self._end(slot, end)
         elif not self._supply.hand_over(slot):
             self._rest(slot)
-        else:
-            slot.start, slot.reason, slot.init_ms = Start.WARM, StartReason.FREED, 0.0
 
     def destroy(self, slot: Slot, why: EndReason, on_log: OnLog | None = None) -> ExitInfo:
         """End a slot's sandbox; everything in it is dead when this returns. Logs that were still on the way go to
@@ -227,11 +223,9 @@ class SandboxPool:
                 self._end(slot, EndReason.SHUTDOWN)
             elif slot.sandbox is not None:
                 slot.sandbox.interrupt()
-        deadline = time.monotonic() + deadline_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            if not (pending := [*self._endings, *self._warm_ups.greenlets, *self._supply.makers]):
-                break
-            gevent.joinall(pending, timeout=left_s)
+        with gevent.Timeout(deadline_s, False):
+            while pending := [*self._endings, *self._warm_ups.greenlets, *self._supply.makers]:
+                gevent.joinall(pending)
 
     # -- what the ledger asks -----------------------------------------------------------------------------------
 
@@ -287,6 +281,8 @@ class SandboxPool:
             stem = self._supply.wait(profile, slot.key)
             if stem.is_bound:
                 self._forget(slot)
+                # Only now: who gave it back was still to tell how it had got it.
+                stem.start, stem.reason, stem.init_ms = Start.WARM, StartReason.FREED, 0.0
                 return stem
         slot.adopt(stem)
         return slot
@@ -335,9 +331,6 @@ class SandboxPool:
     def _is_wanted(self, wish: Wish) -> bool:
         return not self._is_closed and wish in self._plan.wishes and self._ledger.fits(wish.profile.memory_mb)
 
-    def _bind_wish(self, slot: Slot, wish: Wish) -> None:
-        self.bind(slot, wish.binding, wish.init_timeout_s, lambda _: None)
-
     def _has_place(self, wish: Wish) -> bool:
         """Room in the pool without taking it from others; an idle one of the same function that is of no use any
         more makes some."""
@@ -355,7 +348,7 @@ class SandboxPool:
         self._setbacks.succeeded(slot.key)
         self._slots.append(slot)
         if self._supply.hand_over(slot):
-            slot.state, slot.start, slot.reason = SandboxState.BUSY, Start.WARM, StartReason.FREED
+            slot.state = SandboxState.BUSY
         elif (end := self._why_end(slot)) is not None:
             self._end(slot, end)
         else:
@@ -392,7 +385,8 @@ class SandboxPool:
         if slot in self._slots:
             self._slots.remove(slot)
             self.freed.set()
-            self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
+        # There is room now, in this pool or in memory.
+        self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
 
 
 def _track(group: set[gevent.Greenlet[..., Any]], run: Callable[..., Any], *args: object) -> None:

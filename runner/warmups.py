@@ -14,7 +14,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from bananas.errors import BananasError
-from bananas.protocols import HandlerLoadError
+from bananas.protocols import Binding, HandlerLoadError
 from runner.gate import Gate
 from runner.reasons import EndReason, Start
 from runner.slot import Slot, Wish
@@ -31,7 +31,7 @@ class WarmUps:
         gate: Gate,
         supply: Supply,
         is_wanted: Callable[[Wish], bool],
-        bind: Callable[[Slot, Wish], None],
+        bind: Callable[[Slot, Binding, float, Callable[[bytes], None]], None],
         on_ready: Callable[[Slot], None],
         on_failure: Callable[[Slot, EndReason], None],
     ) -> None:
@@ -72,7 +72,8 @@ class WarmUps:
                     self._supply.make_into(slot, wish.profile)
                 finally:
                     self._gate.leave(is_spare=True)
-                self._bind(slot, wish)
+                # What the code prints while it is loaded belongs to no job.
+                self._bind(slot, wish.binding, wish.init_timeout_s, lambda _: None)
         except Exception as e:  # whatever it is, the slot must be given back
             is_defect = not isinstance(e, BananasError | HandlerLoadError | TimeoutError)
             log.warning("min_warm of function %s pool=%s: %s", slot.function, wish.profile.pool, e, exc_info=is_defect)

@@ -456,6 +456,7 @@ def test_who_waits_for_a_container_takes_a_warm_one_that_comes_free(slow, clock)
     pool.bind(slot, HELLO, 1, lambda _: None)
     assert not second.ready()
     pool.release(slot, reusable=True)
+    assert slot.start == "cold", "whoever gives it back still tells how it got it"
     assert second.get(timeout=1) is slot
     assert (slot.start, slot.reason) == ("warm", "freed")
     assert pool.free == 2
