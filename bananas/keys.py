@@ -47,8 +47,8 @@ Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a Retry
 text per line; ``waiters`` is one reply list per line.
 
 A schedule's fields: ``rev`` (digest of all that a deploy says of it) ``cron tz catchup overlap payload`` ``paused`` (1
-or 0) ``last`` (the slot decided last, only ever later) ``job`` (made last). Its jobs have the unique key
-``cron:<function>@<slot>``.
+or 0) ``last`` (nothing up to here is due any more; only ever later) ``slot`` (decided last) ``job`` (made last). Its
+jobs have the unique key ``cron:<function>@<slot>``.
 
 Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retries`` · ``dead:<reason>`` ·
 ``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or

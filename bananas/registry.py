@@ -124,6 +124,8 @@ class Registry:
         Raises UnknownBundle when an archive is missing, UnknownPool when a pool is.
         """
         spec, bundles = deployment.spec, deployment.bundles
+        if spec.schedule is not None:
+            schedules.check(name, spec.schedule)
         version = deployment.version()
         wanted = [sha for sha in (bundles.code, bundles.deps) if sha]
         with self._connections.guard():

@@ -31,7 +31,7 @@ LOOK_SLOTS: Final = 1000
 SHOWN: Final = 5
 #: Whether the job before is over is looked up this often.
 _HELD_MS: Final = 1000
-_FIELDS: Final = ("rev", "cron", "tz", "catchup", "paused", "last", "overlap", "job")
+_FIELDS: Final = ("rev", "cron", "tz", "catchup", "paused", "last", "overlap", "job", "slot")
 _COUNTS: Final = ("cron_fired", "cron_skipped", "cron_missed")
 
 
@@ -45,8 +45,8 @@ class Schedule:
     catchup: str
     overlap: str
     is_paused: bool
-    #: Unix ms of the slot that was decided last; of the deploy or resumption when none was since.
-    last_slot_ms: int
+    #: Unix ms of the slot that was decided last, fired or not; None when none was.
+    last_slot_ms: int | None
     #: Unix ms, at most five; what would fire if it were not paused.
     next_ms: list[int]
     #: The job that was made last.
@@ -87,7 +87,19 @@ class _Row:
     last_ms: int
     overlap: str
     job: str | None
+    slot_ms: int | None
     held: int
+
+
+def check(function: str, spec: ScheduleSpec) -> None:
+    """Raises InvalidRequest unless the expression and the zone are known here.
+
+    Not a part of the spec itself: what was deployed once must stay readable where zones or releases differ.
+    """
+    try:
+        cron.parse(spec.cron, spec.tz)
+    except ValueError as e:
+        raise errors.InvalidRequest(f"schedule of function {function!r}: {e}") from e
 
 
 def set_in(pipe: Any, run: scripts.Caller, function: str, spec: ScheduleSpec | None) -> None:
@@ -236,8 +248,9 @@ class Schedules:
 
 
 def _row(function: str, values: list[bytes | None], held: int) -> _Row:
-    rev, text, tz, catchup, paused, last, overlap, job = ((value or b"").decode() for value in values)
-    return _Row(function, rev, text, tz, catchup, paused == "1", int(last), overlap, job or None, held)
+    rev, text, tz, catchup, paused, last, overlap, job, slot = ((value or b"").decode() for value in values)
+    decided = int(slot) if slot else None
+    return _Row(function, rev, text, tz, catchup, paused == "1", int(last), overlap, job or None, decided, held)
 
 
 def _shown(row: _Row, now_ms: int, counts: list[int]) -> Schedule:
@@ -254,7 +267,7 @@ def _shown(row: _Row, now_ms: int, counts: list[int]) -> Schedule:
         catchup=row.catchup,
         overlap=row.overlap,
         is_paused=row.is_paused,
-        last_slot_ms=row.last_ms,
+        last_slot_ms=row.slot_ms,
         next_ms=following,
         last_job=row.job,
         held=row.held,

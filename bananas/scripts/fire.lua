@@ -29,7 +29,7 @@ end
 
 -- The slot is decided, without a job.
 local function decide()
-  redis.call('HSET', key, 'last', slot)
+  redis.call('HSET', key, 'last', slot, 'slot', slot)
   if ARGV[6] ~= '0' then count('cron_missed:' .. fn, ARGV[6]) end
 end
 

@@ -48,8 +48,6 @@ def test_a_deployed_schedule_is_shown_with_its_next_five_slots(deployed: FlaskCl
     slots = shown.pop("next")
     assert len(slots) == len(set(slots)) == 5
     assert {slot[10:] for slot in slots} <= {"T00:30:00.000Z", "T01:30:00.000Z", "T01:00:00.000Z"}
-    last = shown.pop("last_slot")
-    assert last < slots[0]
     assert shown == {
         "function": "report",
         "cron": "30 2 * * *",
@@ -57,6 +55,7 @@ def test_a_deployed_schedule_is_shown_with_its_next_five_slots(deployed: FlaskCl
         "catchup": "last",
         "overlap": "skip",
         "paused": False,
+        "last_slot": None,
         "last_job": None,
         "held": 0,
         "fired": 0,
