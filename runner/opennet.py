@@ -77,6 +77,7 @@ def connect(targets, timeout_s):
             poll.register(sock, select.POLLOUT)
         else:
             answers[number] = name(code)
+            sock.close()
     until = time.monotonic() + timeout_s
     while waiting and time.monotonic() < until:
         for fd, _ in poll.poll(max(1, 1000 * (until - time.monotonic()))):
@@ -84,6 +85,8 @@ def connect(targets, timeout_s):
             poll.unregister(fd)
             answers[number] = name(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             sock.close()
+    for _, sock in waiting.values():
+        sock.close()
     return answers
 
 def name(code):
