@@ -57,7 +57,9 @@ def test_links_between_documents_lead_somewhere(document):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.parametrize("module", ["bananas.units", "bananas.retry", "bananas.codec", "bananas.redis_client"])
+@pytest.mark.parametrize(
+    "module", ["bananas.units", "bananas.retry", "bananas.cron", "bananas.codec", "bananas.redis_client"]
+)
 def test_doctests(module):
     """Examples in docstrings are true."""
     result = doctest.testmod(importlib.import_module(module))
