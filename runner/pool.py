@@ -223,9 +223,11 @@ class SandboxPool:
                 self._end(slot, EndReason.SHUTDOWN)
             elif slot.sandbox is not None:
                 slot.sandbox.interrupt()
-        with gevent.Timeout(deadline_s, False):
-            while pending := [*self._endings, *self._warm_ups.greenlets, *self._supply.makers]:
-                gevent.joinall(pending)
+        deadline = time.monotonic() + deadline_s
+        while pending := [*self._endings, *self._warm_ups.greenlets, *self._supply.makers]:
+            if (left_s := deadline - time.monotonic()) <= 0:
+                break
+            gevent.joinall(pending, timeout=left_s)
 
     # -- what the ledger asks -----------------------------------------------------------------------------------
 
@@ -238,12 +240,12 @@ class SandboxPool:
             stem.rank = 2
         return [*self._idle, *self._supply.stems]
 
-    def evict(self, victim: placement.Evictable) -> None:
+    def evict(self, victim: placement.Evictable, why: EndReason = EndReason.MEMORY) -> None:
         """End one of them."""
         slot = next(slot for slot in self.evictable() if slot is victim)
         if slot in self._supply.stems:
             self._supply.stems.remove(slot)
-        self._end(slot, EndReason.MEMORY)
+        self._end(slot, why)
 
     # -- inside: attempts ---------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class EndReason(StrEnum):
 
     IDLE = "idle"  # no call for `idle_timeout`
     MEMORY = "memory"  # idle, and its memory was needed
+    GPUS = "gpus"  # idle, and its devices were needed
     CAPACITY = "capacity"  # idle, and its place in the pool was needed
     MAX_USES = "max_uses"
     MAX_LIFETIME = "max_lifetime"

@@ -47,7 +47,7 @@ from runner.maintenance.scheduler import Scheduler
 from runner.maintenance.upkeep import Upkeep
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
-from runner.reasons import Tally
+from runner.reasons import EndReason, Tally
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.worker import Bell, Inbox, Worker
@@ -145,12 +145,17 @@ class Supervisor:
             self._alarm,
             self._ledger,
         )
-        lease_s = settings.lease_s
-        self._services = [
+        self._services = [teller, *self._roles(host, bundles)]
+        self._publish_runtimes()
+        self._probe()
+
+    def _roles(self, host: Host, bundles: BundleCache) -> list[GreenletService]:
+        """Everything that runs on its own, in the order in which it starts."""
+        settings, lease_s = self._settings, self._settings.lease_s
+        roles: list[GreenletService] = [
             Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
-            teller,
             self._promoter,
             Scheduler(self._on_crash, Schedules(self._connections)),
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
@@ -161,11 +166,8 @@ class Supervisor:
             self._worker,
         ]
         if self._notifier.watchdog_s:
-            self._services.append(
-                _Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive)
-            )
-        self._publish_runtimes()
-        self._probe()
+            roles.append(_Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
+        return roles
 
     def _access(self, engine: Engine) -> Access:
         """What sandboxes may have of the world outside."""
@@ -184,7 +186,7 @@ class Supervisor:
         for pool in self._pools.values():
             if pool.spec.gpus:
                 for slot in pool.evictable():
-                    pool.evict(slot)
+                    pool.evict(slot, EndReason.GPUS)
 
     def _probe(self) -> None:
         """Prove with a real sandbox that the engine sees the state directory, before any job depends on it."""
