@@ -28,7 +28,8 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.redis_nodes import RECHECK_S
 from bananas.registry import Registry
-from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
+from bananas.schedules import Schedules
+from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, ScheduleSpec
 from tests.platform import until
 from tests.tools.redis_servers import SERVICE, ReplicaSet, Servers, tls_in_front
 
@@ -143,6 +144,12 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     assert queue.show(waits.id).reason == "expired"
     redis.zadd(keys.DONE, {job.id: 1})
     assert queue.sweep() == 1
+
+    deploy(connections, schedule=ScheduleSpec(cron="* * * * *", catchup="all"))
+    redis.hincrby(keys.cron("hello"), "last", -60_000)
+    schedules = Schedules(connections)
+    assert schedules.look().fired
+    assert schedules.pause("hello")
     assert queue.audit(0).repaired == {}
 
     names = list(scripts.NAMES)
