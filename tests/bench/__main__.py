@@ -1,7 +1,8 @@
 """``make bench``: what a call costs, beside references measured in the same run. Ratios are the result.
 
 Starts its own Redis (AOF), gateway and runner with the default settings, deploys one no-op function, measures, stops.
-Writes the figures as JSON when given a path. ``python -m tests.bench claim-cost`` measures the queue alone, see
+Writes the figures as JSON when given a path. ``python -m tests.bench first-calls`` or ``idle`` measures only that part;
+``claim-cost`` measures the queue alone, see
 ``tests.bench.claims``.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from bananas.embedded import EmbeddedRedis
 from runner import images
-from tests.bench import claims
+from tests.bench import claims, idle, starts
 from tests.bench.load import Sample, http_load, median, timed_ms
 from tests.platform import Platform
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     """Measure and print; returns 0 unless a call failed."""
     if argv[:1] == ["claim-cost"]:
         return claims.main(argv[1:])
+    parts = [argv.pop(0)] if argv[:1] in (["first-calls"], ["idle"]) else ["first-calls", "calls", "idle"]
     client = images.connect()
     image = images.build_from_host(client)
     load_before = os.getloadavg()[0]
@@ -43,7 +45,12 @@ def main(argv: list[str]) -> int:
             try:
                 platform.gateway()
                 platform.runner()
-                rows = measure(platform, image.image)
+                if "first-calls" in parts:
+                    rows += measure_first_calls(platform, image.image)
+                if "calls" in parts:
+                    rows += measure_calls(platform)
+                if "idle" in parts:
+                    rows += measure_idle(platform, redis.pid or 0)
             finally:
                 platform.close()
         finally:
@@ -54,19 +61,39 @@ def main(argv: list[str]) -> int:
     return 1 if any(row.get("errors") for row in rows) else 0
 
 
-def measure(platform: Platform, image: str) -> list[dict[str, object]]:
-    """Every row, references first."""
+def measure_first_calls(platform: Platform, image: str) -> list[dict[str, object]]:
+    """First calls, with the engine's own times as references."""
     run = [*("docker", "run", "--rm", "--network", "none", image, "python3", "-c", "pass")]
     docker_run = median(timed_ms(lambda: subprocess.run(run, check=True, capture_output=True), 5))
     rows = [row("reference: docker run (python3 -c pass)", docker_run, None, None, None)]
 
-    firsts = []
-    for n in range(5):
-        name = f"first{n}"
-        platform.deploy({name: NOOP})
-        firsts += timed_ms(lambda name=name: platform.client.invoke(name, 1), 1)
-    rows.append(row("first call of a function (cold)", median(firsts), None, None, docker_run))
+    found = starts.first_calls(platform, NOOP, image)
+    rows.append(row("reference: container create + start", found["engine"], None, None, docker_run))
+    rows.append(row("first call of a function, by a stem", found["stem"], None, None, found["engine"]))
+    rows.append(row("the same in a pool with stems: 0 (cold)", found["cold"], None, None, found["engine"]))
+    return rows
 
+
+def measure_idle(platform: Platform, redis_pid: int) -> list[dict[str, object]]:
+    """CPU time while nothing is to do, in ms per second of each part; and what freezing would cost a call."""
+    platform.deploy({"idle": NOOP})
+    for _ in range(3):
+        platform.client.invoke("idle", 1)
+    cpu_s = idle.cpu_of_idle_s(platform, redis_pid)
+    count = round(cpu_s.pop("sandboxes_count"))
+    rows = []
+    for part, seconds in {**cpu_s, "all of them": sum(cpu_s.values())}.items():
+        name = f"{part} ({count})" if part == "sandboxes" else part
+        rows.append(row(f"idle, CPU ms per second: {name}", seconds / idle.IDLE_S * 1000, None, None, None))
+    frozen, thawed = idle.freeze_and_thaw_ms(platform)
+    rows.append(row("reference: the engine's pause of a sandbox", frozen, None, None, None))
+    rows.append(row("reference: its unpause", thawed, None, None, None))
+    return rows
+
+
+def measure_calls(platform: Platform) -> list[dict[str, object]]:
+    """Warm calls, submits and a drain, with the gateway's floor as reference."""
+    rows: list[dict[str, object]] = []
     platform.deploy({"noop": NOOP})
     invoke = "/functions/noop/invoke"
     http_load(platform.port, "POST", invoke, b"1", 200, 8)
