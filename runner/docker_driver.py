@@ -135,9 +135,11 @@ class Engine:
         private, closed = "size=1m,mode=0700,{},nosuid,nodev,noexec", "size=64k,mode=0755,nosuid,nodev,noexec"
         tmpfs = {"/tmp": f"size={tmp_mb}m,mode=1777,nosuid,nodev"}  # noqa: S108 - inside the sandbox
         if not self._is_podman:
-            return {**tmpfs, "/run/secrets": private.format(f"uid={SANDBOX_UID}")}
-        # Podman knows no uid= but U, the container's user; and beside a read-only root it would mount these two
-        # open to everybody and as large as half of the memory.
+            # Empty files take kernel memory, which the size does not bound: no more of them than pages.
+            tmpfs["/tmp"] += f",nr_inodes={tmp_mb * 256}"  # noqa: S108
+            return {**tmpfs, "/run/secrets": private.format(f"uid={SANDBOX_UID},nr_inodes=64")}
+        # Podman knows neither that nor uid= but U, the container's user; and beside a read-only root it would mount
+        # these two open to everybody and as large as half of the memory.
         return {**tmpfs, "/run/secrets": private.format("U"), "/run": closed, "/var/tmp": closed}  # noqa: S108
 
     def _ulimits(self) -> list[Ulimit]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from bananas.errors import ApiError, DeployError
 from tests.platform import Platform
+from tests.tools.neighbours import Neighbours
 
 pytestmark = pytest.mark.docker
 
@@ -42,6 +45,13 @@ def app(platform: Platform) -> Platform:
     platform.deploy(HANDLERS, SETTINGS)
     platform.deploy({"neighbour": "def handle(event, context):\n    return event\n"})
     return platform
+
+
+@pytest.fixture(autouse=True)
+def beside(app: Platform) -> Iterator[None]:
+    """A steady load on the same runner and pool; every job of it is done at the first try."""
+    with Neighbours(app.url):
+        yield
 
 
 CASES = {
