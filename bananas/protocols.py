@@ -38,6 +38,8 @@ class SandboxProfile:
     network: str = "none"
     #: Whole devices of its own: a number, or ``all``.
     gpus: int | str = 0
+    #: Which shim runs in it: ``python`` or ``node``.
+    shim: str = "python"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class ScheduleSpec(_Spec, frozen=True, kw_only=True):
 class FunctionSpec(_Spec, frozen=True, kw_only=True):
     """What one function is, apart from its code. Part of the version digest."""
 
-    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2})" + _END)] = "python"
+    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2}|node|node\d{2})" + _END)] = "python"
     #: ``module.function`` below the function's folder, e.g. ``handler.handle``.
     handler: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+" + _END)] = "handler.handle"
     pool: Name = "default"
@@ -212,8 +212,10 @@ class RuntimeInfo(_Spec, frozen=True, kw_only=True):
 
     image: str
     image_id: str
-    #: ``3.11``
-    python: str
+    #: ``3.11``; empty for another language.
+    python: str = ""
+    #: ``22.23.3``, of Node; empty for another language.
+    node: str = ""
     #: ``x86_64`` or ``aarch64``
     machine: str
     #: ``glibc2.36``
@@ -221,5 +223,11 @@ class RuntimeInfo(_Spec, frozen=True, kw_only=True):
 
     @property
     def abi(self) -> str:
-        """``cp311-x86_64-glibc2.36``: enough to choose wheels."""
-        return f"cp{self.python.replace('.', '')}-{self.machine}-{self.libc}"
+        """``cp311-x86_64-glibc2.36`` or ``node22-x86_64-glibc2.36``: enough to choose compiled packages."""
+        tag = f"node{self.node.partition('.')[0]}" if self.node else f"cp{self.python.replace('.', '')}"
+        return f"{tag}-{self.machine}-{self.libc}"
+
+    @property
+    def shim(self) -> str:
+        """Which shim runs in it: ``python`` or ``node``."""
+        return "node" if self.node else "python"

@@ -85,4 +85,4 @@ class Catalog:
 
     def profile_on(self, pool: str, info: RuntimeInfo) -> SandboxProfile:
         """The profile of a stem of that runtime in the pool."""
-        return profile_of(pool, self.pools.get(pool, PoolSpec()), info.image, info.image_id)
+        return profile_of(pool, self.pools.get(pool, PoolSpec()), info.image, info.image_id, info.shim)

@@ -21,16 +21,16 @@ from typing import Any
 import gevent
 import msgspec
 
-import bananas_sdk
 from bananas.errors import ConfigError, EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
 from runner import docker_driver, egress, framing
 from runner.access import Access
-from runner.bundles import BundleCache, link_tree
+from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.gpus import Lease
 from runner.relay import Relay
+from runner.shims import SHIMS, Kit
 from runner.transport import SocketListener
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,6 @@ PROTOCOL = 1
 CONNECT_TIMEOUT_S = 20.0
 #: From the order to end until everything in the sandbox is dead and its last words are read.
 END_TIMEOUT_S = 2
-_COMMAND = ["python3", "-I", "-B", "-u", f"{docker_driver.MOUNT}/shim/keeper.py"]
-_SHIM = Path(__file__).parent / "shim" / "python"
-_SDK = Path(bananas_sdk.__file__)
 
 OnLog = Callable[[bytes], None]
 OnProgress = Callable[[bytes], None]
@@ -88,7 +85,7 @@ class DockerSandbox:
         try:
             self._bundles.link_into(binding.code, self._directory / "code")
             if binding.deps:
-                self._bundles.link_into(binding.deps, self._directory / "deps")
+                self._bundles.link_into(binding.deps, self._directory / SHIMS[self.profile.shim].deps)
         except OSError as e:
             raise SandboxStartError(f"the code of {binding.function!r} could not be put in place: {e}") from e
         meta = {
@@ -269,13 +266,7 @@ class DockerSandboxFactory:
         self._directory = directory
         self._labels = labels
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._kit = directory / "kit"
-        if not self._kit.exists():
-            shutil.copytree(_SHIM, self._kit / "shim", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
-            (self._kit / "sdk").mkdir()
-            shutil.copyfile(_SDK, self._kit / "sdk" / _SDK.name)
-            for path in self._kit.rglob("*"):
-                path.chmod(0o755 if path.is_dir() else 0o444)
+        self._kit = Kit(directory / "kit")
 
     def create(self, profile: SandboxProfile) -> DockerSandbox:
         """A connected stem. Whatever fails, nothing is left behind."""
@@ -289,8 +280,7 @@ class DockerSandboxFactory:
             directory.mkdir(mode=0o755)
             directory.chmod(0o755)
             routes = egress.plan(profile.egress)
-            for part in ("shim", "sdk"):
-                link_tree(self._kit / part, directory / part)
+            self._kit.link_into(profile.shim, directory)
             boot = {
                 "protocol": PROTOCOL,
                 "egress": [{"name": r.name, "ip": r.ip, "port": r.port} for r in routes],
@@ -305,7 +295,7 @@ class DockerSandboxFactory:
             container_id = self._engine.create(
                 profile,
                 directory,
-                _COMMAND,
+                SHIMS[profile.shim].command,
                 {**self._labels, docker_driver.LABEL_POOL: profile.pool},
                 egress.extra_hosts(routes),
                 network=network,
@@ -317,7 +307,7 @@ class DockerSandboxFactory:
             if isinstance(e, TimeoutError):
                 raise SandboxStartError(
                     f"a sandbox of image {profile.image} did not connect within {CONNECT_TIMEOUT_S:g} s; does the "
-                    f"engine see {self._directory} at the same path as the runner, and has the image python3?"
+                    f"engine see {self._directory} at the same path as the runner, and is it one with {profile.shim}?"
                 ) from e
             if isinstance(e, OSError | ConfigError):  # a full disk, no descriptors, an impossible egress target
                 raise SandboxStartError(f"a sandbox of pool {profile.pool!r} could not be prepared: {e}") from e

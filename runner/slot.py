@@ -100,8 +100,8 @@ class Slot:
         stem.sandbox, stem.memory_mb = None, 0
 
 
-def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str) -> SandboxProfile:
-    """The profile of a pool's stems."""
+def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str, shim: str = "python") -> SandboxProfile:
+    """The profile of a pool's stems of one runtime, whose image and shim these are."""
     return SandboxProfile(
         pool=pool,
         image=image,
@@ -113,12 +113,13 @@ def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str) -> SandboxP
         egress=spec.egress,
         network=spec.network,
         gpus=spec.gpus,
+        shim=shim,
     )
 
 
 def fits(profile: SandboxProfile, spec: PoolSpec) -> bool:
     """True when the pool's settings still make such sandboxes."""
-    return profile == profile_of(profile.pool, spec, profile.image, profile.image_id)
+    return profile == profile_of(profile.pool, spec, profile.image, profile.image_id, profile.shim)
 
 
 def binding_of(version: Version, secrets: dict[str, Secret]) -> Binding:
