@@ -25,6 +25,16 @@ def write(path):
     with open(path, "w") as f:
         f.write("x")
 
+def writable():
+    # Every folder in which a file can be made, as far as we can look.
+    found = []
+    for folder, names, _ in os.walk("/"):
+        names[:] = [name for name in names if os.path.join(folder, name) not in ("/proc", "/sys")]
+        if attempt(lambda: write(os.path.join(folder, "probe-x"))) == "worked":
+            os.unlink(os.path.join(folder, "probe-x"))
+            found.append([folder, os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize // 2**20])
+    return sorted(found)
+
 def connect(host, port):
     socket.create_connection((host, port), timeout=1).close()
 
@@ -40,6 +50,7 @@ def handle(event, context):
         "env": sorted(os.environ),
         "redis": attempt(lambda: connect("127.0.0.1", event["redis"])),
         "metadata": attempt(lambda: connect("169.254.169.254", 80)),
+        "writable": writable(),
         "tmp_mb": os.statvfs("/tmp").f_blocks * os.statvfs("/tmp").f_frsize // 2**20,
     }
 """
@@ -62,6 +73,7 @@ def test_from_inside_there_is_nothing_to_reach_or_write(app):
     assert (seen["root"], seen["shim"], seen["code"]) == ("OSError:30", "OSError:30", "OSError:30")
     assert seen["tmp"] == "worked"
     assert seen["tmp_mb"] == 64
+    assert seen["writable"] == [["/dev/shm", 64], ["/run/secrets", 1], ["/tmp", 64]]
     assert seen["interfaces"] == ["lo"]
     assert seen["sockets"] == []
     assert seen["redis"] == "ConnectionRefusedError:111"
