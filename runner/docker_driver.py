@@ -189,19 +189,23 @@ class Engine:
 
         The bridge has the network's name, so that firewall rules can name it.
         """
-        with _translate(f"making the network {name}"):
+        with _translate(f"making the network {name}", SandboxStartError):
             if not self._api.networks(names=[f"^{name}$"]):
-                options = {
-                    "com.docker.network.bridge.name": name,
-                    "com.docker.network.bridge.enable_icc": "false",
-                }
-                self._api.create_network(name, driver="bridge", options=options, labels=labels, check_duplicate=True)
+                self._create_bridge(name, labels)
             found = self._api.inspect_network(name)
         if found["Labels"] != labels or found["Options"].get("com.docker.network.bridge.enable_icc") != "false":
             raise SandboxStartError(
                 f"a network {name} that is not ours is on this engine; remove it: docker network rm {name}"
             )
         return [str(pool["Gateway"]) for pool in found["IPAM"]["Config"] or () if pool.get("Gateway")]
+
+    def _create_bridge(self, name: str, labels: dict[str, str]) -> None:
+        options = {"com.docker.network.bridge.name": name, "com.docker.network.bridge.enable_icc": "false"}
+        try:
+            self._api.create_network(name, driver="bridge", options=options, labels=labels, check_duplicate=True)
+        except APIError as e:
+            if e.status_code != 409:  # another runner of this machine was faster
+                raise
 
     def remove_network(self, name: str) -> None:
         """Remove it unless something is connected to it, or it is gone. Raises EngineUnavailable."""
