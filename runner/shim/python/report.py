@@ -78,7 +78,8 @@ def _traceback(exc: BaseException) -> str:
             continue
         seen.add(id(part))
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if _is_user_code(f.filename)])
-        parts += [p for p in (part.__cause__, part.__context__) if p is not None]
+        # What raises in a TaskGroup comes as the parts of an exception group.
+        parts += [p for p in (part.__cause__, part.__context__, *(part.exceptions or ())) if p is not None]
     return "".join(whole.format())
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from _contextvars import copy_context  # what contextvars holds, without one more module to load
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import logs, wire
@@ -23,6 +24,8 @@ from .progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .tasks import Tasks
+
 #: Exit statuses (after sysexits.h): a bug of the shim, the runner broke the protocol.
 STATUS_SOFTWARE, STATUS_PROTOCOL = 70, 76
 _KEEPER_TIMEOUT_MS = 2000
@@ -31,6 +34,7 @@ _HIGH_FD = 1000
 #: In a sandbox that runs out of memory the kernel shall end user code, not the keeper that reports it.
 _OOM_SCORE = b"500"
 _JSON_TYPES = "return dict, list, str, number, bool or None"
+_AWAIT = "write the handler itself with async def, and what wraps it too"
 SECRETS = "/run/secrets"
 _ASYNC = 0x80  # inspect.CO_COROUTINE, without importing inspect
 
@@ -123,6 +127,8 @@ class Worker:
         self._pid = os.getpid()
         self._was_init = False
         self._handler: Callable[[Any, Context], Any] | None = None
+        #: What runs the handler if that is async.
+        self._tasks: Tasks | None = None
         self._function = ""
         self._version = ""
         self._result_bytes = 0
@@ -160,13 +166,23 @@ class Worker:
             self._result_bytes = int(meta["result_bytes"])
             self._prepare(meta)
             _keep_secrets(secrets)
-            self._handler = _load(meta["handler"])
+            self._handler = self._runnable(_load(meta["handler"]))
         except BaseException as e:  # noqa: BLE001 - loading runs user code, which may raise anything
             error = {"kind": "init", **_describe(e, "while it was loaded")}
             self._answer(wire.ERROR, 0, wire.encode_meta(error), b"")
         else:
             ready = {"python": sys.version.split()[0], "init_ms": _since_ms(began_s)}
             self._answer(wire.READY, 0, wire.encode_meta(ready), b"")
+
+    def _runnable(self, handler: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
+        """What to call for each call. asyncio takes longer to load than all of the shim, so only who needs it does."""
+        if not _is_async(handler):
+            # Context variables are set for one call only.
+            return lambda event, context: copy_context().run(handler, event, context)
+        from . import tasks
+
+        self._tasks = tasks.Tasks(handler, self._end_if_forked)
+        return self._tasks.run
 
     def _prepare(self, meta: dict[str, Any]) -> None:
         os.environ.update(meta["env"])
@@ -191,7 +207,7 @@ class Worker:
             self._end_if_forked()
             self._fail(call_id, e, began_s)
             return
-        trouble = self._children.trouble()
+        trouble = self._trouble()
         if trouble:
             answer = wire.encode_meta({"run_ms": _since_ms(began_s), "reusable": False, "why_not": trouble})
         else:
@@ -200,10 +216,14 @@ class Worker:
 
     def _fail(self, call_id: int, exc: BaseException, began_s: float) -> None:
         error = {"kind": "handler", **_describe(exc, "in the handler"), "run_ms": _since_ms(began_s)}
-        trouble = "ran out of memory" if isinstance(exc, MemoryError) else self._children.trouble()
+        trouble = "ran out of memory" if isinstance(exc, MemoryError) else self._trouble()
         if trouble:
             error |= {"reusable": False, "why_not": trouble}
         self._answer(wire.ERROR, call_id, wire.encode_meta(error), b"")
+
+    def _trouble(self) -> str:
+        """Why the sandbox must not serve another call; empty when it may."""
+        return (self._tasks.trouble if self._tasks is not None else "") or self._children.trouble()
 
     def _answer(self, kind: int, call_id: int, meta: bytes, body: bytes) -> None:
         logs.flush()
@@ -229,9 +249,9 @@ class Worker:
             article = "an" if kind[:1].lower() in tuple("aeiou") else "a"
             # "Object of type set is not JSON serializable" adds something when it is not the result itself.
             inside = "" if isinstance(e, TypeError) and str(e).startswith(f"Object of type {kind} ") else f" ({e})"
+            advice = _AWAIT if kind == "coroutine" else _JSON_TYPES
             raise Refused(
-                "ResultNotJson",
-                f"{self._function} returned {article} {kind}, which is not JSON{inside}; {_JSON_TYPES}",
+                "ResultNotJson", f"{self._function} returned {article} {kind}, which is not JSON{inside}; {advice}"
             ) from None
         if len(body) > self._result_bytes:
             raise Refused(
@@ -264,9 +284,15 @@ def _load(handler: str) -> Callable[[Any, Context], Any]:
         raise AttributeError(f"the handler is {handler}, but module {module_name} has no {name}")
     if not callable(function):
         raise TypeError(f"the handler {handler} is of type {type(function).__name__}, not a function")
-    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _ASYNC:
-        raise TypeError(f"the handler {handler} is async; write a plain function that calls asyncio.run")
     return function  # type: ignore[no-any-return]
+
+
+def _is_async(function: Any) -> bool:
+    """Is it written with ``async def``, also as a method, as ``__call__`` or within functools.partial?"""
+    while hasattr(function, "func") and hasattr(function, "keywords"):
+        function = function.func
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & _ASYNC)
 
 
 def _describe(exc: BaseException, where: str) -> dict[str, Any]:
