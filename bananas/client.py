@@ -8,7 +8,7 @@ several threads at once, like the requests session below it. Paths and bodies ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -39,14 +39,15 @@ Payload = Any
 class Client:
     """One gateway. Every method raises ApiError for a problem and GatewayUnreachable when nothing answers."""
 
-    def __init__(self, url: str) -> None:
-        """``url`` is the gateway's base address, e.g. ``http://127.0.0.1:8080``."""
+    def __init__(self, url: str, token: str = "") -> None:
+        """``url`` is the gateway's base address, e.g. ``http://127.0.0.1:8080``; ``token`` is for one that wants it."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{url!r} is not the address of a gateway; write one such as http://127.0.0.1:8080")
         self.url = url.rstrip("/")
         self._is_loopback = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
         self._session: requests.Session | None = None
+        self._token = token
 
     def __enter__(self) -> Self:
         return self
@@ -207,6 +208,23 @@ class Client:
         """Forget a value; ApiError with the code ``secret-in-use`` while a deployed function needs it."""
         self._call("DELETE", f"/secrets/{_part(name)}")
 
+    # -- tokens -----------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Every API token: ``{"id", "name", "scopes", "functions", "created_at", "expires_at"}``; never its text."""
+        return list(self._json("GET", "/tokens")["tokens"])
+
+    def create_token(
+        self, name: str, scopes: Sequence[str], functions: Sequence[str] = (), expires_in: str | None = None
+    ) -> dict[str, Any]:
+        """A new token, with its text under ``token``."""
+        body = {"name": name, "scopes": scopes, "functions": functions, "expires_in": expires_in}
+        return self._json("POST", "/tokens", msgspec.json.encode(body))
+
+    def delete_token(self, token_id: str) -> None:
+        """Take a token back."""
+        self._call("DELETE", f"/tokens/{_part(token_id)}")
+
     # -- runners and bundles ----------------------------------------------------------------------------------
 
     def runtimes(self) -> dict[str, dict[str, Any]]:
@@ -283,7 +301,14 @@ class Client:
             self._session = requests.Session()
             # A proxy from the environment would be asked for its own loopback address.
             self._session.trust_env = not self._is_loopback
+            if self._token:
+                # Not as a header of the session: those give way to a netrc entry of the host.
+                self._session.auth = self._authorize
         return self._session
+
+    def _authorize(self, wanted: requests.PreparedRequest) -> requests.PreparedRequest:
+        wanted.headers["Authorization"] = f"Bearer {self._token}"
+        return wanted
 
     def _read(self, answer: requests.Response) -> bytes:
         parts, size = [], 0

@@ -168,6 +168,8 @@ class Settings:
     gateway_workers: int = _setting("BANANAS_GATEWAY_WORKERS", _count(0, 64), 0)
     #: The address of the gateway that the command line talks to.
     url: str = _setting("BANANAS_URL", _text, "http://127.0.0.1:8080")
+    #: The API token of the command line, where the gateway asks for one.
+    token: str = _setting("BANANAS_TOKEN", _text, "", secret=True)
     #: Empty: /var/lib/bananas as root, else the user's state home.
     state_dir: str = _setting("BANANAS_STATE_DIR", _text, "")
     #: Pools that this runner serves; empty means every pool that exists.

@@ -8,16 +8,18 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import socket
 from typing import Final
 
-from bananas.errors import ConfigError
+from bananas.errors import ConfigError, RedisUnavailable
 from bananas.settings import Settings
 
 log = logging.getLogger(__name__)
 
 #: Connections that may wait to be accepted; a burst of clients is not turned away.
 BACKLOG: Final = 2048
+_NO_TOKEN: Final = 3
 
 
 def is_loopback(host: str) -> bool:
@@ -36,17 +38,42 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raises ConfigError for an address beyond loopback, unless BANANAS_AUTH=none allows it, which is then warned."""
-    if is_loopback(settings.host):
-        return
-    if settings.auth != "none":
-        raise ConfigError(
-            f"BANANAS_HOST={settings.host} would serve everyone who can reach port {settings.port}, and API tokens are "
-            "not supported by this release; listen on 127.0.0.1, or set BANANAS_AUTH=none to accept that"
+    """Beyond loopback: raises ConfigError when there is no token yet, warns of BANANAS_AUTH=none."""
+    if needs_tokens(settings):
+        if not _has_token(settings):
+            raise ConfigError(
+                f"BANANAS_HOST={settings.host} would serve everyone who can reach port {settings.port}, and there is "
+                "no API token; make one with `bananas token create me --scope admin --direct`, or set BANANAS_AUTH=none"
+            )
+    elif not is_loopback(settings.host):
+        log.warning(
+            "no authentication: everyone who can reach %s port %d can deploy and run code", settings.host, settings.port
         )
-    log.warning(
-        "no authentication: everyone who can reach %s port %d can deploy and run code", settings.host, settings.port
-    )
+
+
+def needs_tokens(settings: Settings) -> bool:
+    """True when requests need a token."""
+    return settings.auth == "token" and not is_loopback(settings.host)
+
+
+def _has_token(settings: Settings) -> bool:
+    """Asked by a child, so that the master never imports Redis.
+
+    True also when Redis is away: every call is refused until it is back, and whether it holds a token shows then.
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            from bananas.redis_client import Connections
+            from bananas.tokens import Tokens
+
+            status = 0 if Tokens(Connections(settings.redis_url)).exist() else _NO_TOKEN
+        except RedisUnavailable:
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != _NO_TOKEN
 
 
 def url(settings: Settings) -> str:

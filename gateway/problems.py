@@ -16,7 +16,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
-from bananas.errors import BananasError, Unavailable
+from bananas.errors import BananasError, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def of_error(error: BananasError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(_RETRY_AFTER_S.get(error.code, 1))
+    elif isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     details = {name: value for name, value in error.details.items() if name != "headers"}
     return problem(error.code, str(error), headers=headers, **details)
 

@@ -41,6 +41,7 @@ COMMANDS = {
     "runners": "operate",
     "schedules": "schedules",
     "secret": "secrets",
+    "token": "tokens",
     "validate": "manifests",
     "schema": "manifests",
     "gateway": "services",

@@ -58,8 +58,8 @@ def client() -> Client:
     """A client of the gateway named by --url or BANANAS_URL."""
     from bananas.client import Client
 
-    context = click.get_current_context()
-    return Client((context and context.obj) or Settings.from_env().url)
+    context, settings = click.get_current_context(), Settings.from_env()
+    return Client((context and context.obj) or settings.url, settings.token)
 
 
 def read_payload(text: str | None) -> bytes:

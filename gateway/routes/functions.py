@@ -11,7 +11,7 @@ from bananas.queue import Activity, Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, Version
-from gateway import bodies
+from gateway import auth, bodies
 from gateway.answers import iso, json_answer
 from gateway.guard import OCTETS, read_body
 from gateway.invoke import Invoker
@@ -42,7 +42,7 @@ class FunctionRoutes:
 
     def list(self) -> Response:
         """The current version of every function, and what each does."""
-        versions = self._registry.versions()
+        versions = [version for version in self._registry.versions() if auth.covers(version.function)]
         activity = self._queue.activity([version.function for version in versions])
         return json_answer({"functions": [_public(version, activity[version.function]) for version in versions]})
 

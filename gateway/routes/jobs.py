@@ -12,7 +12,7 @@ from bananas.job import Enqueued, NewJob
 from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
-from gateway import batch, bodies, hangup, records
+from gateway import auth, batch, bodies, hangup, records
 from gateway.answers import json_answer
 from gateway.guard import read_body
 from gateway.live import LiveRunners
@@ -47,6 +47,7 @@ class JobRoutes:
         """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
         raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload")
         job = bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER))
+        auth.require_function(job.function)
         queued = self._queue.enqueue(job)
         location = {"Location": f"/jobs/{queued.id}"}
         return json_answer(_public(job, queued), 200 if queued.duplicate else 202, location)
@@ -55,13 +56,13 @@ class JobRoutes:
         """One answer for each job: 202 when all were taken, else 207."""
         if bodies.KEY_HEADER in request.headers:
             raise InvalidRequest(f"{bodies.KEY_HEADER} cannot stand for a batch; give each of its jobs a unique_key")
-        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"))
+        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), auth.require_function)
         body, status = batch.answer(batch.submit(self._queue, items), _public, self._registry.names)
         return json_answer(body, status)
 
     def show(self, job_id: str) -> Response:
         """The record; with ``?wait=`` once the job is over or the time is."""
-        check_id(job_id)
+        self._check(job_id)
         seconds = bodies.wait_s(request.args.get("wait"))
         if seconds:
             try:
@@ -71,6 +72,11 @@ class JobRoutes:
         record = self._queue.show(job_id)
         logs = self._queue.logs(job_id) if records.has_logs(record) else {}
         return json_answer(records.public(record, logs, self._live.hold_up(record)))
+
+    def _check(self, job_id: str) -> None:
+        check_id(job_id)
+        if auth.is_bound():
+            auth.require_function(self._queue.show(job_id).function)
 
     def _await(self, job_id: str, seconds: float) -> None:
         with (
@@ -82,18 +88,18 @@ class JobRoutes:
 
     def cancel(self, job_id: str) -> Response:
         """Cancel it wherever it is."""
-        check_id(job_id)
+        self._check(job_id)
         self._queue.cancel(job_id)
         return json_answer({"id": job_id, "status": "cancelled"})
 
     def payload(self, job_id: str) -> Response:
         """What it is called with, as it was sent."""
-        check_id(job_id)
+        self._check(job_id)
         return Response(self._queue.payload(job_id), content_type="application/json")
 
     def logs(self, job_id: str) -> Response:
         """Everything that every attempt printed, oldest first."""
-        check_id(job_id)
+        self._check(job_id)
         texts = self._queue.logs(job_id).values()
         text = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in texts)
         return Response(text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})

@@ -9,15 +9,12 @@ import gevent
 import pytest
 from flask.testing import FlaskClient
 
-from bananas import health
-from bananas.dead_letters import DeadLetters
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
-from bananas.schedules import Schedules
-from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from gateway.app import create_app
+from gateway.parts import Parts
 from gateway.wait import Waiters
 from tests.integration.gateway_player import Player
 
@@ -34,14 +31,11 @@ def app_client() -> Iterator[Callable[..., FlaskClient]]:
     """Makes clients of apps with the given settings; their reply readers end with the test."""
     made: list[Waiters] = []
 
-    def make(connections: Connections, **settings: Any) -> FlaskClient:
-        queue = Queue(connections)
-        made.append(Waiters(queue))
-        config = Settings(**settings)
-        secrets = Secrets(connections, SecretBox.from_settings(config))
-        rest = (secrets, DeadLetters(connections), Schedules(connections))
-        parts = (queue, Registry(connections), made[-1], health.Health(connections), *rest)
-        return create_app(config, *parts).test_client()
+    def make(connections: Connections, waiters_limit: int | None = None, **settings: Any) -> FlaskClient:
+        queue, config = Queue(connections), Settings(**settings)
+        waiters = Waiters(queue) if waiters_limit is None else Waiters(queue, limit=waiters_limit)
+        made.append(waiters)
+        return create_app(config, Parts.of(config, connections, waiters)).test_client()
 
     yield make
     for waiters in made:

@@ -99,7 +99,7 @@ class Leaving(Queue):
 
 def test_a_redis_that_goes_in_between_is_told_by_job(app_client, connections, player, monkeypatch):
     """What was taken says so; what is not known says to try again, and a unique key makes that safe."""
-    monkeypatch.setattr("tests.integration.conftest.Queue", Leaving)
+    monkeypatch.setattr("gateway.parts.Queue", Leaving)
     answer = send(app_client(connections), "POST", "/jobs/batch", {"jobs": [{"name": "hello"}] * 3})
     assert answer.status_code == 207
     codes = [job.get("error", {}).get("code") for job in answer.get_json()["jobs"]]

@@ -16,7 +16,6 @@ from bananas.job import Outcome
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
-from gateway.wait import Waiters
 from tests.integration.gateway_player import ABI, CODE, SHA, assert_problem, send
 
 pytestmark = pytest.mark.redis
@@ -164,10 +163,9 @@ def test_wait_without_a_wait(client, player):
     assert_problem(client.get(f"/jobs/{job}?wait=soon"), 422, "invalid-request", "wait must be")
 
 
-def test_too_many_waiters_are_turned_away_and_leave_no_job(app_client, connections, player, monkeypatch):
+def test_too_many_waiters_are_turned_away_and_leave_no_job(app_client, connections, player):
     """A process waits for a bounded number of calls; the refusal comes before anything is queued."""
-    monkeypatch.setattr("tests.integration.conftest.Waiters", lambda queue: Waiters(queue, limit=0))
-    client = app_client(connections)
+    client = app_client(connections, waiters_limit=0)
     job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
     assert_problem(client.get(f"/jobs/{job}?wait=5"), 503, "unavailable", "already wait")
     assert_problem(send(client, "POST", "/functions/hello/invoke", {}), 503, "unavailable", "already wait")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
-import gevent
 import pytest
 from flask.testing import FlaskClient
 
-from bananas import errors, health, keys
-from bananas.dead_letters import DeadLetters
+from bananas import errors, keys
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
-from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets, new_key
 from bananas.settings import LIMITS, Settings
-from gateway.app import create_app
-from gateway.wait import Waiters
 from tests.integration.gateway_player import Player, assert_problem
 
 pytestmark = pytest.mark.redis
@@ -26,15 +21,13 @@ VALUE = b"hunter2-\x00\xff"
 
 
 @pytest.fixture
-def box() -> SecretBox:
-    made = SecretBox.from_settings(Settings(secret_key=new_key()))
-    assert made is not None
-    return made
+def key() -> str:
+    return new_key()
 
 
 @pytest.fixture
-def secrets(connections: Connections, box: SecretBox) -> Secrets:
-    return Secrets(connections, box)
+def secrets(connections: Connections, key: str) -> Secrets:
+    return Secrets(connections, SecretBox.from_settings(Settings(secret_key=key)))
 
 
 @pytest.fixture
@@ -43,14 +36,8 @@ def registry(connections: Connections) -> Registry:
 
 
 @pytest.fixture
-def client(connections: Connections, registry: Registry, secrets: Secrets) -> Iterator[FlaskClient]:
-    queue = Queue(connections)
-    waiters = Waiters(queue)
-    rest = (secrets, DeadLetters(connections), Schedules(connections))
-    parts = (queue, registry, waiters, health.Health(connections), *rest)
-    yield create_app(Settings(), *parts).test_client()
-    waiters.stop()
-    gevent.sleep(0)
+def client(app_client: Callable[..., FlaskClient], connections: Connections, key: str) -> FlaskClient:
+    return app_client(connections, secret_key=key)
 
 
 def dump(connections: Connections) -> bytes:

@@ -1,0 +1,120 @@
+"""``bananas token``: create, list and remove API tokens. The first one is made with --direct, straight in Redis, since
+the gateway asks for a token already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from bananas.cli.output import ago, client, output_option, print_json, print_table, time_option
+from bananas.settings import Settings
+from bananas.units import parse_time_ms
+
+_SCOPES = ("invoke", "deploy", "admin")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@click.group()
+def token() -> None:
+    """Create, list and remove API tokens.
+
+    \b
+    Example:
+      bananas token create ci --scope deploy --expires-in 30d
+    """
+
+
+@token.command()
+@click.argument("name", metavar="NAME")
+@click.option("--scope", "scopes", type=click.Choice(_SCOPES), multiple=True, default=("invoke",), show_default=True)
+@click.option("--function", "functions", metavar="NAME", multiple=True, help="Only this function; may be repeated.")
+@time_option("--expires-in", "When it ends, such as 30d; never unless given.")
+@click.option("--direct", is_flag=True, help="Write to BANANAS_REDIS_URL, without a gateway; for the first token.")
+@output_option
+def create(
+    name: str, scopes: tuple[Any, ...], functions: tuple[str, ...], expires_in: str | None, direct: bool, output: str
+) -> None:
+    """Make a token and print it, this once.
+
+    invoke submits and looks at jobs, deploy also changes functions and pools,
+    admin does everything.
+
+    \b
+    Example:
+      bananas token create shop --scope invoke --function send_email
+      BANANAS_REDIS_URL=redis://localhost:6379/0 bananas token create me --scope admin --direct
+    """
+    if direct:
+        made = _create_directly(name, scopes, functions, expires_in)
+    else:
+        with client() as gateway:
+            made = gateway.create_token(name, scopes, functions, expires_in)
+    if output == "json":
+        print_json(made)
+    else:
+        click.echo(made["token"])
+
+
+def _create_directly(
+    name: str, scopes: tuple[Any, ...], functions: tuple[str, ...], expires_in: str | None
+) -> dict[str, Any]:
+    from bananas.redis_client import Connections
+    from bananas.tokens import Tokens
+
+    connections = Connections(Settings.from_env().require_redis_url())
+    try:
+        ttl_s = None if expires_in is None else parse_time_ms(expires_in) / 1000
+        made, text = Tokens(connections).create(name, scopes, functions, ttl_s)
+    finally:
+        connections.close()
+    return {"id": made.id, "name": made.name, "scopes": made.scopes, "functions": made.functions, "token": text}
+
+
+@token.command("ls")
+@output_option
+def ls(output: str) -> None:
+    """List tokens, without their texts.
+
+    \b
+    Example:
+      bananas token ls -o json
+    """
+    with client() as gateway:
+        found = gateway.tokens()
+    if output == "json":
+        print_json(found)
+        return
+    rows = (
+        (t["id"], t["name"], ",".join(t["scopes"]), ",".join(t["functions"]) or "all", ago(t["created_at"]), _end(t))
+        for t in found
+    )
+    print_table(("ID", "NAME", "SCOPES", "FUNCTIONS", "CREATED", "ENDS"), rows)
+
+
+def _end(listed: dict[str, Any]) -> str:
+    if listed["expires_at"] is None:
+        return "never"
+    return f"{datetime.fromisoformat(listed['expires_at']).astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+@token.command("rm")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@output_option
+def rm(ids: tuple[str, ...], output: str) -> None:
+    """Take tokens back; gateways refuse them within seconds.
+
+    \b
+    Example:
+      bananas token rm 0123456789ab
+    """
+    with client() as gateway:
+        for token_id in ids:
+            gateway.delete_token(token_id)
+            if output == "table":
+                click.echo(f"{token_id} removed")
+    if output == "json":
+        print_json({"removed": list(ids)})

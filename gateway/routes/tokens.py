@@ -1,0 +1,73 @@
+"""``/tokens``: create, list and take back API tokens. Only the answer that makes a token holds its text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from bananas.errors import InvalidRequest, UnknownToken
+from bananas.spec import Name
+from bananas.tokens import Scope, Token, Tokens
+from bananas.units import parse_time_ms
+from gateway.answers import iso, json_answer
+from gateway.guard import read_body
+
+_BODY_BYTES = 16 * 1024
+
+
+class NewToken(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /tokens``."""
+
+    name: str
+    scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1)]
+    functions: tuple[Name, ...] = ()
+    #: A time such as "30d"; None: for ever.
+    expires_in: str | None = None
+
+
+class TokenRoutes:
+    """The calls on tokens."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def blueprint(self) -> Blueprint:
+        """The routes, to be registered with the app."""
+        routes = Blueprint("tokens", __name__)
+        routes.add_url_rule("/tokens", view_func=self.all, methods=["GET"])
+        routes.add_url_rule("/tokens", view_func=self.create, methods=["POST"])
+        routes.add_url_rule("/tokens/<token_id>", view_func=self.remove, methods=["DELETE"])
+        return routes
+
+    def all(self) -> Response:
+        """Every token, without its text."""
+        return json_answer({"tokens": [_public(token) for token in self._tokens.all()]})
+
+    def create(self) -> Response:
+        """A new token with its text."""
+        try:
+            body = msgspec.json.decode(read_body(_BODY_BYTES, what="token"), type=NewToken)
+            ttl_s = None if body.expires_in is None else parse_time_ms(body.expires_in) / 1000
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as e:
+            raise InvalidRequest(f"not a valid token: {e}") from e
+        token, text = self._tokens.create(body.name, body.scopes, body.functions, ttl_s)
+        return json_answer({**_public(token), "token": text}, 201, {"Cache-Control": "no-store"})
+
+    def remove(self, token_id: str) -> Response:
+        """Take a token back."""
+        if not self._tokens.remove(token_id):
+            raise UnknownToken(f"no token has the id {token_id[:60]!r}")
+        return Response(status=204)
+
+
+def _public(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "scopes": token.scopes,
+        "functions": token.functions,
+        "created_at": iso(token.created_at_ms),
+        "expires_at": iso(token.expires_at_ms),
+    }
