@@ -53,7 +53,7 @@ def install(requirements: Path, abi: str, target: Path) -> None:
     """
     python, platform = target_of(abi)
     command = [
-        *(_uv(), "pip", "install", "--target", str(target), "--python", sys.executable),
+        *(find_uv(), "pip", "install", "--target", str(target), "--python", sys.executable),
         *("--python-version", python, "--python-platform", platform, "--only-binary", ":all:"),
         *("--no-progress", "--color", "never", "--requirements", str(requirements)),
     ]
@@ -88,7 +88,8 @@ def _run(command: list[str], requirements: Path) -> tuple[int, str]:
         return done.returncode, said.read().decode(errors="replace").strip()
 
 
-def _uv() -> str:
+def find_uv() -> str:
+    """The uv beside this Python, or else on PATH; raises DeployError."""
     beside = Path(sys.executable).parent / "uv"
     found = str(beside) if beside.is_file() else shutil.which("uv")
     if not found:

@@ -1,8 +1,8 @@
 """What runtime names and ABI strings mean. Pure: asks neither an engine nor a gateway.
 
-A runtime name is what ``bananas.yaml`` says (``python``, ``python3.13``); an ABI string is what a runner publishes
-for it (``cp311-x86_64-glibc2.36``) and what a deploy installs wheels for. ``runner.images`` finds the image of a
-runtime; the deploy asks uv for wheels with ``Abi.uv_platform``.
+A runtime name is what ``bananas.yaml`` says (``python``, ``python3.13``, ``node22``); an ABI string is what a runner
+publishes for it (``cp311-x86_64-glibc2.36``) and what a deploy installs wheels for. ``runner.images`` finds the
+image of a runtime; the deploy asks uv for wheels with ``Abi.uv_platform``.
 """
 
 from __future__ import annotations
@@ -18,30 +18,49 @@ from bananas.errors import ConfigError, InvalidRequest
 #: The oldest Python that our code inside a sandbox runs on.
 OLDEST_PYTHON = (3, 11)
 DEFAULT_RUNTIME = "python"
+#: The versions of Node that our code inside a sandbox is tested with.
+NODE_MAJORS = ("22",)
 
-_RUNTIME = re.compile(r"python(?:3\.(\d{1,2}))?")
+_RUNTIME = re.compile(r"python(?:3\.(\d{1,2}))?|(node)(\d{1,2})?")
 _ABI = re.compile(r"cp3(\d{1,2})-(\w+)-(glibc|musl)(\d+)\.(\d+)")
 _LIBC = re.compile(r"(glibc|musl)\d+\.\d+")
 #: The manylinux levels, as glibc 2.N, that uv takes for --python-platform.
 _MANYLINUX = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
 
 
-def runtime_version(name: str) -> str | None:
-    """The Python version that a runtime name pins; None means: whatever the runner's default image has.
+def parse_runtime(name: str) -> tuple[str, str | None]:
+    """The language of a runtime name and the version that it pins; None means: what the runner's default image has.
 
     Raises InvalidRequest for anything that is no runtime name or is too old.
 
-    >>> runtime_version("python3.13"), runtime_version("python")
-    ('3.13', None)
+    >>> parse_runtime("python3.13"), parse_runtime("python"), parse_runtime("node22")
+    (('python', '3.13'), ('python', None), ('node', '22'))
     """
     match = _RUNTIME.fullmatch(name)
     if not match:
-        raise InvalidRequest(f"runtime {name!r} is unknown; write python, or python3.N for one version")
+        raise InvalidRequest(f"runtime {name!r} is unknown; write python, python3.N, node or node{NODE_MAJORS[-1]}")
+    if match[2]:
+        if match[3] and match[3] not in NODE_MAJORS:
+            known = " and ".join(f"node{major}" for major in NODE_MAJORS)
+            raise InvalidRequest(f"runtime {name!r} is not supported; {known} and node for the default one are")
+        return "node", match[3]
     if match[1] is None:
-        return None
+        return "python", None
     if (3, int(match[1])) < OLDEST_PYTHON:
         raise InvalidRequest(f"runtime {name!r} is too old; python{_dotted(OLDEST_PYTHON)} is the oldest")
-    return f"3.{int(match[1])}"
+    return "python", f"3.{int(match[1])}"
+
+
+def build_hint(name: str) -> str:
+    """The command that makes an image for a runtime, in backquotes, for messages.
+
+    >>> build_hint("node")
+    '`bananas images build --runtime node22`'
+    """
+    language, version = parse_runtime(name)
+    if language == "node":
+        return f"`bananas images build --runtime node{version or NODE_MAJORS[-1]}`"
+    return f"`bananas images build --python <path of a python{version}>`" if version else "`bananas images build`"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``python -m runner``: a runner process. ``python -m runner images …``: the base images (see ``runner.images``)."""
+"""``python -m runner``: a runner. ``python -m runner images …``: the base images (see ``runner.images_cli``)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from bananas.settings import Settings  # noqa: E402
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 after a clean shutdown, 1 when it could not start or a role died."""
     if argv[:1] == ["images"]:
-        from runner import images
+        from runner import images_cli
 
-        return images.main(argv[1:])
+        return images_cli.main(argv[1:])
     if argv:
         print(f"error: python -m runner takes no arguments but images, got {argv}", file=sys.stderr)
         return 2

@@ -179,8 +179,8 @@ def python_tree(python: Interpreter) -> Tree:
     for path in _stdlib_files(python.stdlib):
         tree.add_file(python.place(path), path)
     _add_shared_objects(tree, python)
-    _add_certificates(tree, python.cafile)
-    _add_zones(tree, python.tzpath)
+    add_certificates(tree, python.cafile)
+    add_zones(tree, python.tzpath)
     tree.add_data("/etc/bananas-image", f"python {python.full_version} from host, recipe {RECIPE}\n")
     return tree
 
@@ -198,8 +198,8 @@ def _add_shared_objects(tree: Tree, python: Interpreter) -> None:
     tree.add_dir(python.place(python.dynload))  # an absent one makes every start print a warning
     extensions = [path for path in sorted(python.dynload.glob("*.so")) if not path.name.startswith(SKIPPED_EXTENSIONS)]
     needed = closure([python.path])
-    extra = [_system_library(needed, name, required=True) for name in WHEEL_LIBRARIES]
-    extra += [_system_library(needed, name, required=False) for name in GLIBC_LIBRARIES]
+    extra = [system_library(needed, name, required=True) for name in WHEEL_LIBRARIES]
+    extra += [system_library(needed, name, required=False) for name in GLIBC_LIBRARIES]
     libraries = {path.name: path for path in extra if path is not None}
     whole = closure([python.path, *libraries.values(), *extensions])
     for path in extensions:
@@ -210,7 +210,8 @@ def _add_shared_objects(tree: Tree, python: Interpreter) -> None:
     Closure({**libraries, **whole.libraries}, needed.loader, {}).add_to(tree)
 
 
-def _system_library(needed: Closure, name: str, *, required: bool) -> Path | None:
+def system_library(needed: Closure, name: str, *, required: bool) -> Path | None:
+    """Where this host has a library that nothing links to; raises ConfigError for a required one."""
     folder = needed.library_dir
     for place in (folder, folder.removeprefix("/usr"), "/usr/lib64", "/usr/lib"):
         path = Path(place) / name
@@ -221,7 +222,8 @@ def _system_library(needed: Closure, name: str, *, required: bool) -> Path | Non
     return None
 
 
-def _add_certificates(tree: Tree, cafile: str) -> None:
+def add_certificates(tree: Tree, cafile: str) -> None:
+    """The host's CA bundle, also under the name ``cafile`` unless that is empty."""
     bundle = next((Path(place) for place in (cafile, *CA_PLACES) if place and Path(place).is_file()), None)
     if bundle is None:
         tree.notes.append("no CA bundle on this host, so TLS will trust nobody; apt-get install ca-certificates")
@@ -231,7 +233,8 @@ def _add_certificates(tree: Tree, cafile: str) -> None:
         tree.add_link(cafile, CA_BUNDLE)
 
 
-def _add_zones(tree: Tree, tzpath: tuple[str, ...]) -> None:
+def add_zones(tree: Tree, tzpath: tuple[str, ...]) -> None:
+    """The host's zone data, out of the first of these folders that has it."""
     folder = next((Path(place) for place in tzpath if (Path(place) / "Europe/Berlin").is_file()), None)
     if folder is None:
         tree.notes.append("no zone data on this host, so zoneinfo will know no zone; apt-get install tzdata")

@@ -1,25 +1,23 @@
-"""Which image runs which runtime, and how to make one here: `runner images build|ls`.
+"""Which image runs which runtime, and how to make one here; ``images_cli.py`` is the command for it.
 
 Never pulls: a missing image is an error that names the command to run. ``resolve`` and ``discover`` are called by
-the runner at start and per deploy; ``build_from_host`` by the command line, the set-up scripts and the test suite.
+the runner at start and per deploy; ``build_*`` by the command line, the set-up scripts and the test suite.
 An image says what it is in labels; one without them (pulled or made elsewhere) is asked once, by a probe container
 that has no network and no rights.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import re
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import docker
@@ -27,8 +25,8 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.images import Image
 
-from bananas.errors import BananasError, EngineUnavailable, ImageMissing, SandboxStartError
-from bananas.runtimes import DEFAULT_RUNTIME, OLDEST_PYTHON, runtime_version
+from bananas.errors import EngineUnavailable, ImageMissing, SandboxStartError
+from bananas.runtimes import DEFAULT_RUNTIME, NODE_MAJORS, OLDEST_PYTHON, build_hint, parse_runtime
 from bananas.spec import RuntimeInfo
 from runner import hostimage, image_names
 from runner.rootfs import Tree
@@ -37,26 +35,38 @@ log = logging.getLogger(__name__)
 
 REPOSITORY = "bananas/python"
 DEFAULT_IMAGE = f"{REPOSITORY}:default"
+NODE_REPOSITORY = "bananas/node"
+NODE_IMAGE = f"{NODE_REPOSITORY}:default"
+_DEFAULTS = {"python": DEFAULT_IMAGE, "node": NODE_IMAGE}
 LABEL = "org.bananas."
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 ENGINE_TIMEOUT_S = 60
 KNOCK_S = 5
 PROBE_TIMEOUT_S = 30
 PROBE_LOG_BYTES = 4096
-_TAG = re.compile(rf"{REPOSITORY}:(3\.\d{{1,2}})(?:$|[.-])")
+_TAGS = {
+    "python": re.compile(rf"{REPOSITORY}:(3\.\d{{1,2}})(?:$|[.-])"),
+    "node": re.compile(rf"{NODE_REPOSITORY}:(\d{{1,2}})(?:$|[.-])"),
+}
 _PROBE = """
 import json, os, platform, sys
 libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
 print(json.dumps(["%d.%d" % sys.version_info[:2], platform.machine(), (libc or "").replace(" ", "")]))
 """
-#: What probes have answered: image id → (python, machine, libc). Ids never change their content; 64 is plenty.
+_NODE_PROBE = """
+const libc = process.report.getReport().header.glibcVersionRuntime;
+const machine = { x64: "x86_64", arm64: "aarch64" }[process.arch] || process.arch;
+console.log(JSON.stringify([process.versions.node, machine, libc ? "glibc" + libc : ""]));
+"""
+_PROBES = {"python": ["python3", "-I", "-c", _PROBE], "node": ["node", "-e", _NODE_PROBE]}
+#: What probes have answered: image id → (version, machine, libc). Ids never change their content; 64 is plenty.
 _probed: dict[str, tuple[str, str, str]] = {}
 _PROBED_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One line of ``images ls``; ``python`` and what follows is empty for an image that does not say."""
+    """One line of ``images ls``; ``python`` or ``node`` and what follows is empty for an image that does not say."""
 
     tags: tuple[str, ...]
     image_id: str
@@ -64,9 +74,10 @@ class ImageRow:
     #: Unix seconds.
     created_at_s: int
     python: str
+    node: str
     machine: str
     libc: str
-    #: ``host``, or empty for an image that was not built by us.
+    #: ``host``, ``npm``…, or empty for an image that was not built by us.
     source: str
     is_default: bool
 
@@ -118,20 +129,25 @@ def build_from_host(
     tag = tag or f"{REPOSITORY}:{interpreter.version}-host"
     for note in tree.notes:
         say(note)
-    image = _find(client, tag)
+    image = find(client, tag)
     if image is not None and image.labels.get(f"{LABEL}source") == source and not force:
         say(f"{tag} is up to date ({interpreter.path}, Python {interpreter.full_version})")
     else:
         started = time.monotonic()
-        image = _import(client, tag, tree, interpreter, source)
+        image = _import_python(client, tag, tree, interpreter, source)
         say(f"{tag} built from {interpreter.path} in {time.monotonic() - started:.1f} s")
     if make_default:
-        with _engine(client):
-            image.tag(*DEFAULT_IMAGE.split(":"))
+        name(client, image, DEFAULT_IMAGE)
     return describe(client, tag)
 
 
-def _import(
+def changes(labels: dict[str, str], command: str) -> list[str]:
+    """The Dockerfile lines of a base image with these facts, whose program is ``command``."""
+    lines = [f"LABEL {LABEL}{name}={value}" for name, value in labels.items()]
+    return [*lines, "ENV PATH=/usr/local/bin:/usr/bin:/bin", "ENV LANG=C.UTF-8", f'CMD ["{command}"]']
+
+
+def _import_python(
     client: docker.DockerClient, tag: str, tree: Tree, interpreter: hostimage.Interpreter, source: str
 ) -> Image:
     labels = {
@@ -142,11 +158,9 @@ def _import(
         "from": "host",
         "source": source,
     }
-    changes = [f"LABEL {LABEL}{name}={value}" for name, value in labels.items()]
-    changes += ["ENV PATH=/usr/local/bin:/usr/bin:/bin", "ENV LANG=C.UTF-8", 'CMD ["python3"]']
     with tempfile.TemporaryFile(prefix="bananas-image-") as file:
         hostimage.write_python(tree, interpreter, file)
-        return import_tar(client, tag, file, changes)
+        return import_tar(client, tag, file, changes(labels, "python3"))
 
 
 def import_tar(client: docker.DockerClient, tag: str, file: Any, changes: list[str]) -> Image:
@@ -170,29 +184,39 @@ def import_tar(client: docker.DockerClient, tag: str, file: Any, changes: list[s
         return image
 
 
+def name(client: docker.DockerClient, image: Image, tag: str) -> None:
+    """Give an image one more name; raises EngineUnavailable."""
+    with _engine(client):
+        image.tag(*tag.split(":"))
+
+
 def resolve(client: docker.DockerClient, runtime: str, override: str = "") -> RuntimeInfo:
-    """The image of this engine for ``python`` or ``python3.N``.
+    """The image of this engine for ``python``, ``python3.N``, ``node`` or ``node22``.
 
     ``override`` is BANANAS_PYTHON_IMAGE. Raises ImageMissing naming what to run, EngineUnavailable, InvalidRequest
     for no runtime name, or SandboxStartError when an unlabelled image does not start.
     """
-    version = runtime_version(runtime)
+    language, version = parse_runtime(runtime)
+    override = override if language == "python" else ""
     if version is None:
-        return describe(client, override or DEFAULT_IMAGE)
-    for found, tag in _tags(client, version):
+        return describe(client, override or _DEFAULTS[language], language)
+    for found, tag in tags(client, language):
         if found == version:
-            return describe(client, tag)
+            return describe(client, tag, language)
     if override and (info := describe(client, override)).python == version:
         return info
     raise ImageMissing(
-        f"no image for runtime {runtime} on this engine: `bananas images build --python <path of a python{version}>`,"
-        f" or tag one: `docker tag <image> {REPOSITORY}:{version}`"
+        f"no image for runtime {runtime} on this engine: {build_hint(runtime)}, or tag one: "
+        f"`docker tag <image> bananas/{language}:{version}`"
     )
 
 
 def discover(client: docker.DockerClient, override: str = "") -> dict[str, RuntimeInfo]:
     """Every runtime that this engine can run now. An image that does not start is logged and left out."""
-    names = {f"python{version}" for version, _ in _tags(client) if int(version[2:]) >= OLDEST_PYTHON[1]}
+    names = {f"python{version}" for version, _ in tags(client, "python") if int(version[2:]) >= OLDEST_PYTHON[1]}
+    names |= {f"node{version}" for version, _ in tags(client, "node") if version in NODE_MAJORS}
+    if find(client, NODE_IMAGE) is not None:
+        names.add("node")  # it need not be there, so nothing is said when it is not
     found: dict[str, RuntimeInfo] = {}
     for name in [DEFAULT_RUNTIME, *sorted(names)]:
         try:
@@ -201,60 +225,67 @@ def discover(client: docker.DockerClient, override: str = "") -> dict[str, Runti
             log.warning("runtime %s is not offered: %s", name, e)
             continue
         found[name] = info
-        found.setdefault(f"python{info.python}", info)
+        if info.python:
+            found.setdefault(f"python{info.python}", info)
     return found
 
 
-def describe(client: docker.DockerClient, image: str) -> RuntimeInfo:
-    """What a local image runs, from its labels or by one probe; raises ImageMissing, SandboxStartError."""
-    found = _find(client, image)
+def describe(client: docker.DockerClient, image: str, language: str = "python") -> RuntimeInfo:
+    """What a local image runs of that language, from its labels or by one probe; ImageMissing, SandboxStartError."""
+    found = find(client, image)
     if found is None:
         raise ImageMissing(_missing(image))
     labels = found.labels
-    facts = tuple(labels.get(LABEL + name, "") for name in ("python", "machine", "libc"))
+    facts = tuple(labels.get(LABEL + name, "") for name in (language, "machine", "libc"))
     if not all(facts):
-        facts = _ask(client, image, str(found.id))
-    return RuntimeInfo(image=image, image_id=str(found.id), python=facts[0], machine=facts[1], libc=facts[2])
+        facts = _ask(client, image, str(found.id), language)
+    version = {language: facts[0]}
+    return RuntimeInfo(image=image, image_id=str(found.id), machine=facts[1], libc=facts[2], **version)
 
 
 def _missing(image: str) -> str:
     if image == DEFAULT_IMAGE:
         return f"{image} is not on this engine; run `bananas images build`, or set BANANAS_PYTHON_IMAGE to another one"
+    if image == NODE_IMAGE:
+        return f"{image} is not on this engine; run {build_hint('node')}"
     return f"{image} is not on this engine; `docker pull {image}`, or run `bananas images build` for one from this host"
 
 
-def _find(client: docker.DockerClient, image: str) -> Image | None:
+def find(client: docker.DockerClient, image: str) -> Image | None:
+    """The local image of that name, however the engine spells it; raises EngineUnavailable."""
     for spelling in image_names.spellings(image):
         with _engine(client), suppress(ImageNotFound, NotFound):
             return client.images.get(spelling)
     return None
 
 
-def _tags(client: docker.DockerClient, version: str = "3.") -> list[tuple[str, str]]:
-    """(version, tag) of ours; the plain tag comes before ``-host``, so that a person's own choice wins."""
+def tags(client: docker.DockerClient, language: str) -> list[tuple[str, str]]:
+    """(version, tag) of a language; the plain tag comes before ``-host``, so that a person's own choice wins."""
     with _engine(client):
-        images = client.api.images(filters={"reference": f"{REPOSITORY}:{version}*"})
-    tags = {image_names.short(tag) for image in images for tag in image["RepoTags"] or ()}
-    return sorted(((m[1], tag) for tag in tags if (m := _TAG.match(tag))), key=lambda pair: (len(pair[1]), pair[1]))
+        images = client.api.images(filters={"reference": f"bananas/{language}:*"})
+    names = {image_names.short(tag) for image in images for tag in image["RepoTags"] or ()}
+    found = [(match[1], tag) for tag in names if (match := _TAGS[language].match(tag))]
+    return sorted(found, key=lambda pair: (len(pair[1]), pair[1]))
 
 
-def _ask(client: docker.DockerClient, image: str, image_id: str) -> tuple[str, str, str]:
+def _ask(client: docker.DockerClient, image: str, image_id: str, language: str) -> tuple[str, str, str]:
     if image_id not in _probed:
-        facts = _run_probe(client, image, image_id)
+        facts = _run_probe(client, image, image_id, language)
         if not re.fullmatch(r"glibc\d+\.\d+", facts[2]):
-            raise SandboxStartError(f"{image} has no glibc; take one that has, such as python:{facts[0]}-slim")
+            raise SandboxStartError(f"{image} has no glibc; take one that has, such as {language}:{facts[0]}-slim")
         while len(_probed) >= _PROBED_MAX:
             _probed.pop(next(iter(_probed)), None)
         _probed[image_id] = facts
     return _probed[image_id]
 
 
-def _run_probe(client: docker.DockerClient, image: str, image_id: str) -> tuple[str, str, str]:
+def _run_probe(client: docker.DockerClient, image: str, image_id: str, language: str) -> tuple[str, str, str]:
+    program, *arguments = _PROBES[language]
     with _engine(client):
         container = client.containers.create(
             image_id,
-            entrypoint=["python3"],
-            command=["-I", "-c", _PROBE],
+            entrypoint=[program],
+            command=arguments,
             labels={f"{LABEL}probe": "1"},
             network_mode="none",
             user="65534:65534",
@@ -269,25 +300,26 @@ def _run_probe(client: docker.DockerClient, image: str, image_id: str) -> tuple[
             status = container.wait(timeout=PROBE_TIMEOUT_S)["StatusCode"]
             output = container.logs(tail=20)[:PROBE_LOG_BYTES].decode(errors="replace").strip()
         except requests.exceptions.Timeout as e:
-            raise SandboxStartError(f"{image} did not say its Python version within {PROBE_TIMEOUT_S} s") from e
+            raise SandboxStartError(f"{image} did not say its version within {PROBE_TIMEOUT_S} s") from e
         except APIError as e:
-            raise SandboxStartError(f"{image} does not start python3: {e.explanation}; is it a Python image?") from e
+            raise SandboxStartError(f"{image} does not start {program}: {e.explanation}; has it {language}?") from e
         finally:
             with suppress(NotFound):
                 container.remove(force=True)
     try:
         if status != 0:
             raise ValueError(f"exit status {status}")
-        python, machine, libc = json.loads(output)
+        version, machine, libc = json.loads(output)
     except (TypeError, ValueError) as e:
-        raise SandboxStartError(f"{image} is no Python image: {e}; python3 said {output[-300:]!r}") from e
-    return str(python), str(machine), str(libc)
+        raise SandboxStartError(f"{image} is no image of {language}: {e}; {program} said {output[-300:]!r}") from e
+    return str(version), str(machine), str(libc)
 
 
 def list_images(client: docker.DockerClient) -> list[ImageRow]:
     """The images that are ours by label or by name, newest first."""
     with _engine(client):
         images = client.api.images(filters={"reference": f"{REPOSITORY}:*"})
+        images += client.api.images(filters={"reference": f"{NODE_REPOSITORY}:*"})
         images += client.api.images(filters={"label": f"{LABEL}runtime"})  # after the ones above: with all their tags
     rows = [_row(image) for image in {image["Id"]: image for image in images}.values()]
     return sorted(rows, key=lambda row: row.created_at_s, reverse=True)
@@ -296,17 +328,15 @@ def list_images(client: docker.DockerClient) -> list[ImageRow]:
 def _row(image: dict[str, Any]) -> ImageRow:
     labels = image["Labels"] or {}
     tags = tuple(image_names.short(tag) for tag in image["RepoTags"] or () if tag != "<none>:<none>")
-    python, machine, libc, source = (labels.get(LABEL + name, "") for name in ("python", "machine", "libc", "from"))
+    facts = {name: labels.get(LABEL + name, "") for name in ("python", "node", "machine", "libc")}
     return ImageRow(
         tags=tags,
         image_id=image["Id"],
         size_bytes=image["Size"],
         created_at_s=image["Created"],
-        python=python,
-        machine=machine,
-        libc=libc,
-        source=source,
-        is_default=DEFAULT_IMAGE in tags,
+        source=labels.get(f"{LABEL}from", ""),
+        is_default=any(image in tags for image in _DEFAULTS.values()),
+        **facts,
     )
 
 
@@ -330,57 +360,3 @@ def _engine(client: docker.DockerClient | None) -> Iterator[None]:
         else:
             hint = "start it (systemctl start docker, or sh scripts/setup), or set DOCKER_HOST"
         raise EngineUnavailable(f"no Docker Engine answers at {_address(client)}: {e}; {hint}") from e
-
-
-def main(argv: Sequence[str]) -> int:
-    """``images build`` and ``images ls``; returns 0, or 1 after saying on stderr what went wrong (2: usage)."""
-    options = _parser().parse_args(argv)
-    try:
-        with closing(connect()) as client:
-            _COMMANDS[options.command](client, options)
-    except BananasError as e:
-        print(f"bananas images: {e}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _build_command(client: docker.DockerClient, options: argparse.Namespace) -> None:
-    info = build_from_host(
-        client,
-        options.tag,
-        options.python,
-        force=options.force,
-        make_default=not options.keep_default,
-        say=lambda line: print(line, file=sys.stderr),
-    )
-    print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
-
-
-def _ls_command(client: docker.DockerClient, options: argparse.Namespace) -> None:
-    rows = list_images(client)
-    if options.output == "json":
-        print(json.dumps({"images": [asdict(row) for row in rows]}, indent=2))
-        return
-    print(f"{'IMAGE':<34}{'ID':<14}{'PYTHON':<8}{'LIBC':<12}{'FROM':<6}{'MB':>6}")
-    for row in rows:
-        for tag in row.tags or ("<none>",):
-            short = row.image_id.removeprefix("sha256:")[:12]
-            size_mb = row.size_bytes / 1_000_000
-            print(f"{tag:<34}{short:<14}{row.python:<8}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")
-
-
-_COMMANDS = {"build": _build_command, "ls": _ls_command}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bananas images", description="Base images of sandboxes, without a registry.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="make a Python image from this host's interpreter")
-    build.add_argument("--from", dest="source", choices=["host"], default="host", help="where the files come from")
-    build.add_argument("--python", metavar="PATH", help="the interpreter to take; default: the one that runs bananas")
-    build.add_argument("--tag", help=f"default: {REPOSITORY}:<X.Y>-host")
-    build.add_argument("--force", action="store_true", help="build even when nothing has changed")
-    build.add_argument("--keep-default", action="store_true", help=f"leave {DEFAULT_IMAGE} as it is")
-    ls = commands.add_parser("ls", help="list the images")
-    ls.add_argument("-o", "--output", choices=["table", "json"], default="table")
-    return parser

@@ -16,7 +16,7 @@ import pytest
 from bananas.errors import ConfigError, EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.runtimes import Abi, host_abi
 from bananas.spec import RuntimeInfo
-from runner import hostimage, images
+from runner import hostimage, images, images_cli
 from runner.rootfs import base_tree
 from tests.tools.leftovers import Run
 
@@ -235,12 +235,12 @@ def test_the_list_shows_every_image_of_ours(engine: docker.DockerClient, base_im
 
 def test_the_command_builds_and_lists(base_image: RuntimeInfo, tag: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`runner images build` prints image, id and ABI on stdout; `ls -o json` is machine-readable."""
-    assert images.main(["build", "--tag", tag, "--keep-default"]) == 0
+    assert images_cli.main(["build", "--tag", tag, "--keep-default"]) == 0
     assert capsys.readouterr().out.split()[::2] == [tag, base_image.abi]
-    assert images.main(["ls", "-o", "json"]) == 0
+    assert images_cli.main(["ls", "-o", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)["images"]
     assert any(tag in row["tags"] for row in listed)
-    assert images.main(["ls"]) == 0
+    assert images_cli.main(["ls"]) == 0
     assert tag in capsys.readouterr().out
 
 
@@ -252,7 +252,7 @@ def test_without_an_engine_the_error_names_the_address_and_the_next_step(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(EngineUnavailable, match=r"unix://.*/none.sock.*start it"):
         images.connect()
-    assert images.main(["ls"]) == 1
+    assert images_cli.main(["ls"]) == 1
     assert "none.sock" in capsys.readouterr().err
     gc.collect()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananas.errors import InvalidRequest
-from bananas.runtimes import Abi, host_abi, runtime_version
+from bananas.runtimes import Abi, host_abi, parse_runtime
 
 ABIS = st.builds(
     Abi,
@@ -57,15 +57,17 @@ def test_an_abi_without_wheels_is_refused(abi: str) -> None:
 
 def test_runtime_names_pin_a_version_or_leave_it_open() -> None:
     """`python` takes what the runner has."""
-    assert runtime_version("python") is None
-    assert runtime_version("python3.11") == "3.11"
+    assert parse_runtime("python") == ("python", None)
+    assert parse_runtime("python3.11") == ("python", "3.11")
+    assert parse_runtime("node") == ("node", None)
+    assert parse_runtime("node22") == ("node", "22")
 
 
-@pytest.mark.parametrize("name", ["", "Python", "python3", "python2.7", "python3.13.1", "python3.10", "node22"])
+@pytest.mark.parametrize("name", ["", "Python", "python3", "python2.7", "python3.13.1", "python3.10", "node20", "deno"])
 def test_other_runtime_names_are_refused_by_name(name: str) -> None:
     """The error repeats what was written."""
     with pytest.raises(InvalidRequest, match=f"'{name}'"):
-        runtime_version(name)
+        parse_runtime(name)
 
 
 def test_the_abi_of_this_host_names_this_interpreter() -> None:

@@ -1,0 +1,92 @@
+"""``bananas images build`` and ``ls``: the command line of ``images.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from bananas.errors import BananasError, ConfigError
+from bananas.runtimes import DEFAULT_RUNTIME, NODE_MAJORS, parse_runtime
+from runner import nodeimage
+from runner.images import (
+    DEFAULT_IMAGE,
+    NODE_IMAGE,
+    NODE_REPOSITORY,
+    REPOSITORY,
+    ImageRow,
+    build_from_host,
+    connect,
+    list_images,
+)
+
+#: Where the files of an image may come from; None: the first that works.
+_SOURCES = {"python": (None, "host"), "node": (None, *nodeimage.SOURCES)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """``images build`` and ``images ls``; returns 0, or 1 after saying on stderr what went wrong (2: usage)."""
+    options = _parser().parse_args(argv)
+    try:
+        with closing(connect()) as client:
+            _COMMANDS[options.command](client, options)
+    except BananasError as e:
+        print(f"bananas images: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build_command(client: Any, options: argparse.Namespace) -> None:
+    language, version = parse_runtime(options.runtime)
+    if options.source not in _SOURCES[language] or (options.python and language != "python"):
+        sources = ", ".join(str(source) for source in _SOURCES[language][1:])
+        raise ConfigError(f"--from for {language} is one of {sources}, and only python takes --python")
+    common: dict[str, Any] = {
+        "force": options.force,
+        "make_default": not options.keep_default,
+        "say": lambda line: print(line, file=sys.stderr),
+    }
+    if language == "node":
+        info = nodeimage.build_node(client, version or NODE_MAJORS[-1], options.tag, options.source, **common)
+    else:
+        info = build_from_host(client, options.tag, options.python, **common)
+    print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
+
+
+def _ls_command(client: Any, options: argparse.Namespace) -> None:
+    rows = list_images(client)
+    if options.output == "json":
+        print(json.dumps({"images": [asdict(row) for row in rows]}, indent=2))
+        return
+    print(f"{'IMAGE':<34}{'ID':<14}{'RUNTIME':<14}{'LIBC':<12}{'FROM':<6}{'MB':>6}")
+    for row in rows:
+        for tag in row.tags or ("<none>",):
+            short = row.image_id.removeprefix("sha256:")[:12]
+            size_mb = row.size_bytes / 1_000_000
+            print(f"{tag:<34}{short:<14}{_runtime(row):<14}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")
+
+
+def _runtime(row: ImageRow) -> str:
+    return f"python {row.python}" if row.python else f"node {row.node}" if row.node else ""
+
+
+_COMMANDS = {"build": _build_command, "ls": _ls_command}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bananas images", description="Base images of sandboxes, without a registry.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="make a base image: of this host's Python, or of Node")
+    build.add_argument("--runtime", default=DEFAULT_RUNTIME, help="python (the default) or node22")
+    build.add_argument("--from", dest="source", choices=nodeimage.SOURCES, help="default: the first that works")
+    build.add_argument("--python", metavar="PATH", help="the interpreter to take; default: the one that runs bananas")
+    build.add_argument("--tag", help=f"default: {REPOSITORY}:<X.Y>-host or {NODE_REPOSITORY}:<N>-<source>")
+    build.add_argument("--force", action="store_true", help="build even when nothing has changed")
+    build.add_argument("--keep-default", action="store_true", help=f"leave {DEFAULT_IMAGE} or {NODE_IMAGE} as it is")
+    ls = commands.add_parser("ls", help="list the images")
+    ls.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    return parser
