@@ -45,8 +45,17 @@ functions = st.builds(
     single_use=st.booleans(),
     min_warm=st.none() | st.integers(0, 512),
 )
+ports = st.integers(1, 65535)
+targets = (
+    st.builds("{}.example.com:{}".format, hosts, ports)
+    | st.builds("{}.example.com={}:{}".format, hosts, st.ip_addresses(v=4), ports)
+    | st.builds("{}.example.com=[{}]:{}".format, hosts, st.ip_addresses(v=6), ports)
+)
+reaches = st.fixed_dictionaries({"egress": st.lists(targets, max_size=3).map(tuple)}) | st.just({"network": "open"})
 pools = st.builds(
-    PoolSpec,
+    lambda reach, **settings: PoolSpec(**settings, **reach),
+    reach=reaches,
+    gpus=st.integers(0, 64) | st.just("all"),
     concurrency=st.integers(1, 512),
     memory_mb=st.integers(32, 1_048_576),
     cpus=st.floats(0.01, 512),
@@ -55,7 +64,6 @@ pools = st.builds(
     idle_timeout_ms=times_ms,
     min_warm=st.integers(0, 512),
     stems=st.integers(0, 64),
-    egress=st.lists(st.builds("{}.example.com:{}".format, hosts, st.integers(1, 65535)), max_size=3).map(tuple),
 )
 
 
@@ -103,6 +111,8 @@ def written_pool(spec: PoolSpec) -> dict[str, Any]:
         "min_warm": spec.min_warm,
         "stems": spec.stems,
         "egress": list(spec.egress),
+        "network": spec.network,
+        "gpus": spec.gpus,
     }
 
 
