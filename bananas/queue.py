@@ -265,15 +265,15 @@ class Queue:
             rev,
         )
 
-    def extend(self, lease_ms: int, attempts: Sequence[tuple[str, int]]) -> list[bool]:
+    def extend(self, runner: str, lease_ms: int, attempts: Sequence[tuple[str, int]]) -> list[bool]:
         """Extend the leases of (id, token) pairs; False means that the attempt must be ended, unreported."""
         flat = [part for pair in attempts for part in pair]
-        return [bool(flag) for flag in self._run("extend", lease_ms, *flat)]
+        return [bool(flag) for flag in self._run("extend", runner, lease_ms, *flat)]
 
-    def progress(self, items: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+    def progress(self, runner: str, items: Sequence[tuple[str, int, bytes]]) -> list[bool]:
         """Keep the latest progress (JSON text) of attempts by id and token; False: the attempt is not the job's."""
         flat = [part for item in items for part in item]
-        return [bool(flag) for flag in self._run("progress", *flat)] if flat else []
+        return [bool(flag) for flag in self._run("progress", runner, *flat)] if flat else []
 
     def promote(self, limit: int = 500) -> tuple[int, int | None]:
         """Move due jobs to their lanes; returns how many, and ms until the next is due (None: nothing scheduled)."""

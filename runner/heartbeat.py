@@ -56,12 +56,14 @@ class Heartbeat(PeriodicService):
         self,
         on_crash: Callable[[str, BaseException], None],
         queue: Queue,
+        runner: str,
         in_flight: InFlight,
         lease_s: float,
         period_s: float,
     ) -> None:
         super().__init__(on_crash, period_s)
         self._queue = queue
+        self._runner = runner
         self._in_flight = in_flight
         self._lease_ms = round(lease_s * 1000)
 
@@ -71,7 +73,7 @@ class Heartbeat(PeriodicService):
         if not attempts:
             return None
         sent_s = time.monotonic()
-        flags = self._queue.extend(self._lease_ms, [(a.claim.id, a.claim.token) for a in attempts])
+        flags = self._queue.extend(self._runner, self._lease_ms, [(a.claim.id, a.claim.token) for a in attempts])
         for attempt, stands in zip(attempts, flags, strict=True):
             if stands:
                 attempt.lease_seen_s = sent_s

@@ -31,10 +31,11 @@ class ProgressTeller(GreenletService):
     name = "progress"
 
     def __init__(
-        self, on_crash: Callable[[str, BaseException], None], queue: Queue, period_s: float = PERIOD_S
+        self, on_crash: Callable[[str, BaseException], None], queue: Queue, runner: str, period_s: float = PERIOD_S
     ) -> None:
         super().__init__(on_crash)
         self._queue = queue
+        self._runner = runner
         self._period_s = period_s
         self._told: dict[tuple[str, int], Running] = {}
         self._wake = Event()
@@ -69,7 +70,7 @@ class ProgressTeller(GreenletService):
         # The settlement of one that is over has it.
         items = [(r, text) for r in told.values() if not r.over and (text := r.untold) is not None]
         try:
-            flags = self._queue.progress([(r.claim.id, r.claim.token, text) for r, text in items])
+            flags = self._queue.progress(self._runner, [(r.claim.id, r.claim.token, text) for r, text in items])
         except RedisUnavailable:
             self._told = {**told, **self._told}
             self._wake.set()

@@ -121,7 +121,7 @@ class Supervisor:
         catalog = self._catalog = Catalog(
             self._registry.version, secrets.fetch, lambda: images.discover(engine.client, settings.python_image)
         )
-        teller = ProgressTeller(self._on_crash, self._queue)
+        teller = ProgressTeller(self._on_crash, self._queue, host.name)
         executor = Executor(
             host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom(), teller.told
         )
@@ -153,7 +153,7 @@ class Supervisor:
         """Everything that runs on its own, in the order in which it starts."""
         settings, lease_s = self._settings, self._settings.lease_s
         roles: list[GreenletService] = [
-            Heartbeat(self._on_crash, self._queue, self._in_flight, lease_s, settings.heartbeat_s),
+            Heartbeat(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
             self._promoter,

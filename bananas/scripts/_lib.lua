@@ -69,6 +69,12 @@ local function lease_add(id, fn, pool, deadline)
   redis.call('SADD', busy_key(pool), id)
 end
 
+-- True while the attempt is the job's. The runner counts too: a failover that forgets a claim gives its token again.
+local function is_held(id, token, runner)
+  local j = redis.call('HMGET', job_key(id), 'token', 'runner')
+  return j[1] == token and j[2] == runner and redis.call('ZSCORE', K.leases, id)
+end
+
 -- True when the lease stood.
 local function lease_drop(id, fn, pool)
   if redis.call('ZREM', K.leases, id) == 0 then return false end

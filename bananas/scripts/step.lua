@@ -1,6 +1,7 @@
 -- One round trip of a runner: settle the attempts that ended, then claim up to the free slots of each pool.
 --
--- Settling needs the job's own token and a standing lease; anything else changes nothing and answers 0. A claim
+-- Settling needs the job's own token, a standing lease and the runner that holds it (a token can be given twice when a
+-- failover forgets a claim); anything else changes nothing and answers 0. A claim
 -- raises the token, which nothing ever lowers. Each id stays in exactly one of lane, schedule, parked, leases, dead, done.
 -- A claim takes from the lanes by stride (see _lib.lua) and never more than the free slots, the pool's max_concurrency
 -- over all runners, or a function's own: what a full function owns is set aside in parked:<function>.
@@ -38,8 +39,8 @@ end
 
 local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms, progress)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued')
-  if j[1] ~= token or not lease_drop(id, j[2], j[3]) then return 0 end
+  local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued', 'runner')
+  if j[1] ~= token or j[7] ~= runner or not lease_drop(id, j[2], j[3]) then return 0 end
   free_up(j[2])
   pools_freed[j[3]] = true
   remember(key, attempt, logs, keep)

@@ -113,7 +113,7 @@ class Zombie:
         stop.wait(2 * LEASE_S)
         for _ in range(2):
             settled = queue.step(self._name, round(LEASE_S * 1000), reports, []).settled
-            extended = queue.extend(60_000, [(claim.id, claim.token) for claim in claims])
+            extended = queue.extend(self._name, 60_000, [(claim.id, claim.token) for claim in claims])
             self.sent += len(settled) + len(extended)
             self.accepted += sum(settled) + sum(extended)
         self._connections.close()

@@ -105,7 +105,7 @@ class Recorder:
         is_due = self._rng.random() < 0.3
         lease_ms = OVER_MS if is_due else LONG_MS
         args = (claim.id, claim.token, is_due)
-        self._call("extend", args, lambda: self._queue.extend(lease_ms, [(claim.id, claim.token)])[0])
+        self._call("extend", args, lambda: self._queue.extend("client", lease_ms, [(claim.id, claim.token)])[0])
 
     def _cancel(self, job_id: str) -> None:
         def ask() -> str:

@@ -47,7 +47,7 @@ def test_kill_9_mid_job_gives_exactly_one_rerun_within_the_lease(platform: Platf
     assert record["status"] == "completed"
     assert outcomes(record) == ["lost", "ok"]
     assert (record["attempts"], platform.queue.show(job).failures, platform.queue.show(job).losses) == (2, 0, 1)
-    assert platform.queue.extend(2000, [(job, old.token)]) == [False]
+    assert platform.queue.extend("nobody", 2000, [(job, old.token)]) == [False]
     assert again_s < 2 + 2 + 1, f"the rerun began {again_s:.1f} s after the kill"
     until(lambda: container.id not in [c.id for c in sandboxes(engine, platform)], 40, "the sweep of the dead sandbox")
 

@@ -87,7 +87,7 @@ def test_a_running_job_without_a_lease_comes_back(queue, registry, connections):
     found = repairs(queue)
     assert found["lease"] == 1
     assert repairs(queue).keys() <= {"running"}
-    assert queue.extend(1000, [(old.id, old.token)]) == [False]
+    assert queue.extend("runner", 1000, [(old.id, old.token)]) == [False]
     assert_runs(queue, job)
 
 

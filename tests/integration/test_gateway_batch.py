@@ -197,7 +197,7 @@ def test_progress_is_in_the_record(client, player):
     job = send(client, "POST", "/jobs", {"name": "hello"}).get_json()["id"]
     claim = player.claim()
     assert client.get(f"/jobs/{job}").get_json()["progress"] is None
-    assert player.queue.progress([(job, claim.token, b'{"done": 1.50}')]) == [True]
+    assert player.queue.progress("player", [(job, claim.token, b'{"done": 1.50}')]) == [True]
     assert b'"progress":{"done": 1.50}' in client.get(f"/jobs/{job}").data
 
 

@@ -29,11 +29,11 @@ class CountingQueue(Queue):
         self.calls: list[int] = []
         self.is_away = False
 
-    def progress(self, items: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+    def progress(self, runner: str, items: Sequence[tuple[str, int, bytes]]) -> list[bool]:
         self.calls.append(len(items))
         if self.is_away:
             raise RedisUnavailable("told to be away")
-        return super().progress(items)
+        return super().progress(runner, items)
 
 
 class Rig:
@@ -45,7 +45,7 @@ class Rig:
         registry.put_bundle(sha, b"code")
         registry.deploy("f", Deployment(spec=FunctionSpec(), bundles=Bundles(code=sha), abi="x"))
         self.crashes: list[tuple[str, BaseException]] = []
-        self.teller = ProgressTeller(lambda role, e: self.crashes.append((role, e)), self.queue, period_s=0.2)
+        self.teller = ProgressTeller(lambda role, e: self.crashes.append((role, e)), self.queue, "r", period_s=0.2)
         self.teller.start()
 
     def claim(self, count: int) -> list[Running]:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from bananas import errors, keys, retry
-from bananas.job import Attempt, Claim, JobState, NewJob, Outcome, Settlement
+from bananas.job import Attempt, Claim, Decision, JobState, NewJob, Outcome, Settlement
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
@@ -227,7 +227,7 @@ def test_stale_token_cannot_finish_or_extend_a_job_given_to_another_runner(queue
     [new] = claim(queue)
     assert (new.token, new.failures) == (2, 0)
     assert settle(queue, old, Outcome.OK, b'"old"').settled == [False]
-    assert queue.extend(LEASE_MS, [(old.id, old.token), (new.id, new.token)]) == [False, True]
+    assert queue.extend("runner", LEASE_MS, [(old.id, old.token), (new.id, new.token)]) == [False, True]
     assert queue.show(job.id).state is JobState.PROCESSING
     assert settle(queue, new, Outcome.OK, b'"new"').settled == [True]
     assert queue.show(job.id).result == b'"new"'
@@ -257,7 +257,7 @@ def test_live_lease_is_not_reaped_and_extending_keeps_it(queue, registry):
     queue.enqueue(NewJob("hello", b"1"))
     [c] = claim(queue, lease_ms=60_000)
     assert queue.reap() == (0, 0)
-    assert queue.extend(60_000, [(c.id, c.token)]) == [True]
+    assert queue.extend("runner", 60_000, [(c.id, c.token)]) == [True]
 
 
 def test_cancel_in_every_state(queue, registry, connections):
@@ -272,7 +272,7 @@ def test_cancel_in_every_state(queue, registry, connections):
     [c] = claim(queue)
     queue.cancel(running.id)
     assert queue.pop_inbox("runner", 1) == ("cancel", running.id, str(c.token))
-    assert queue.extend(LEASE_MS, [(c.id, c.token)]) == [False]
+    assert queue.extend("runner", LEASE_MS, [(c.id, c.token)]) == [False]
     assert settle(queue, c, Outcome.OK, b"1").settled == [False]
     with pytest.raises(errors.JobFinished, match="cancelled"):
         queue.cancel(running.id)
@@ -338,7 +338,7 @@ def test_a_full_redis_still_extends_leases(queue, registry, connections):
     try:
         with pytest.raises(errors.RedisUnavailable, match="takes no writes"):
             queue.enqueue(NewJob("hello", b"1"))
-        assert queue.extend(LEASE_MS, [(c.id, c.token)]) == [True]
+        assert queue.extend("runner", LEASE_MS, [(c.id, c.token)]) == [True]
         assert settle(queue, c, Outcome.OK, b"1").settled == [True]
     finally:
         connections.commands.config_set("maxmemory", "0")
@@ -588,3 +588,21 @@ def test_every_runner_is_told_of_changed_pools(queue, registry):
 def test_instance_id_is_made_once(registry, connections):
     """Every process on one Redis belongs to the same installation."""
     assert registry.instance() == Registry(connections).instance()
+
+
+def test_a_token_that_a_failover_gives_again_lets_only_its_holder_report(queue, registry, connections):
+    """A claim that Redis forgot is made again with the same token by another runner: the first one is refused."""
+    job = queue.enqueue(NewJob("hello", b"1"))
+    r, key = connections.commands, keys.job(job.id)
+    before = r.dump(key)
+    [lost] = queue.step("first", LEASE_MS, [], [("default", 1)]).claims
+    r.delete(keys.LEASES, keys.running("hello"), keys.busy("default"))
+    r.restore(key, 0, before, replace=True)
+    r.rpush(keys.lane("default", "normal"), job.id)
+    [again] = queue.step("second", LEASE_MS, [], [("default", 1)]).claims
+    assert again.token == lost.token
+    assert queue.extend("first", LEASE_MS, [(lost.id, lost.token)]) == [False]
+    assert queue.progress("first", [(lost.id, lost.token, b"1")]) == [False]
+    done = Settlement(lost, Attempt(lost.token, Outcome.OK, "first", 0), Decision("complete"), b"1")
+    assert queue.step("first", LEASE_MS, [done], []).settled == [False]
+    assert queue.step("second", LEASE_MS, [done], []).settled == [True]

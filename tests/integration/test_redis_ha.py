@@ -101,8 +101,8 @@ def settlement(claim: Claim, outcome: Outcome) -> Settlement:
 def run(queue: Queue, outcome: Outcome, lease_ms: int = LEASE_MS) -> str:
     """Claim one job and end the attempt; its id."""
     [claim] = queue.step("runner", lease_ms, [], [("default", 1)]).claims
-    assert queue.extend(lease_ms, [(claim.id, claim.token)]) == [True]
-    assert queue.progress([(claim.id, claim.token, b"1")]) == [True]
+    assert queue.extend("runner", lease_ms, [(claim.id, claim.token)]) == [True]
+    assert queue.progress("runner", [(claim.id, claim.token, b"1")]) == [True]
     assert queue.step("runner", lease_ms, [settlement(claim, outcome)], []).settled == [True]
     return claim.id
 

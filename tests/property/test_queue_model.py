@@ -179,9 +179,12 @@ class Machine(Both):
         c = self.stale()[at % len(self.stale())]
         self.run_step([answers.settlement(c, how, 1, False)], [], False)
         self.both(
-            lambda: self.queue.extend(LEASE_MS, [(c.id, c.token)]), lambda m: m.extend(LEASE_MS, [(c.id, c.token)])
+            lambda: self.queue.extend("r1", LEASE_MS, [(c.id, c.token)]),
+            lambda m: m.extend(LEASE_MS, [(c.id, c.token)]),
         )
-        self.both(lambda: self.queue.progress([(c.id, c.token, b"9")]), lambda m: [m.progress(c.id, c.token, b"9")])
+        self.both(
+            lambda: self.queue.progress("r1", [(c.id, c.token, b"9")]), lambda m: [m.progress(c.id, c.token, b"9")]
+        )
 
     @precondition(lambda self: self.model.leases)
     @rule(hows=st.lists(st.sampled_from(ENDS), min_size=3, max_size=3), free=free_slots)
@@ -195,13 +198,15 @@ class Machine(Both):
     @rule(ats=st.lists(picks, min_size=1, max_size=4))
     def extend(self, ats):
         attempts = [(c.id, c.token) for c in (self.claims[at % len(self.claims)] for at in ats)]
-        self.both(lambda: self.queue.extend(LEASE_MS, attempts), lambda m: m.extend(LEASE_MS, attempts))
+        self.both(lambda: self.queue.extend("r1", LEASE_MS, attempts), lambda m: m.extend(LEASE_MS, attempts))
 
     @precondition(lambda self: self.claims)
     @rule(at=picks, text=st.sampled_from([b"1", b'{"done":2}']))
     def progress(self, at, text):
         c = self.claims[at % len(self.claims)]
-        self.both(lambda: self.queue.progress([(c.id, c.token, text)]), lambda m: [m.progress(c.id, c.token, text)])
+        self.both(
+            lambda: self.queue.progress("r1", [(c.id, c.token, text)]), lambda m: [m.progress(c.id, c.token, text)]
+        )
 
     @precondition(lambda self: self.model.schedule)
     @rule(ats=some)
