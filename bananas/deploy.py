@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from bananas import pack, requirements, syntax
+from bananas import pack, packages, requirements, syntax
 from bananas.client import Client
 from bananas.errors import ApiError, DeployError
 from bananas.manifest import Manifest, ManifestFunction
+from bananas.runtimes import build_hint
 from bananas.settings import KIB, MIB
 from bananas.spec import Bundles, Deployment
 
@@ -73,10 +74,11 @@ def _prepare(
     """The deployment with its bundles at the gateway, and whether it differs from what is served."""
     runtime = function.spec.runtime
     if runtime not in runtimes:
-        build = "" if runtime == "python" else ", or build an image for it with `bananas images build`"
+        build = "" if runtime == "python" else f", or build an image for it with {build_hint(runtime)}"
         raise DeployError(f"no runner has published the runtime {runtime}; start one with `bananas runner`{build}")
-    code = pack.pack(function.folder)
-    text = _requirements_text(function.requirements)
+    is_node = bool(runtimes[runtime].get("node"))
+    code = pack.pack(function.folder, ignore=pack.NODE_IGNORE if is_node else pack.IGNORE)
+    text = packages.wanted(function.folder) if is_node else _requirements_text(function.requirements)
     deployment = Deployment(
         spec=function.spec,
         bundles=Bundles(code=code.digest, requirements=None if text is None else hashlib.sha256(text).hexdigest()),
@@ -84,9 +86,10 @@ def _prepare(
     )
     if _served(client, name) == deployment.version():
         return deployment, False
-    syntax.check(code, function.folder, runtimes[runtime]["python"])
-    if function.requirements is not None:
-        deps = _install(name, function.requirements, deployment.abi, report)
+    if not is_node:
+        syntax.check(code, function.folder, runtimes[runtime]["python"])
+    if text is not None:
+        deps = _install(name, function, deployment.abi, report)
         if deps is not None:
             _upload(client, name, "requirements", deps, report)
             bundles = msgspec.structs.replace(deployment.bundles, deps=deps.digest)
@@ -112,12 +115,16 @@ def _served(client: Client, name: str) -> str | None:
         raise
 
 
-def _install(name: str, path: Path, abi: str, report: Report) -> pack.Bundle | None:
-    """The packed requirements; None when the file asks for nothing."""
+def _install(name: str, function: ManifestFunction, abi: str, report: Report) -> pack.Bundle | None:
+    """The packed requirements or packages; None when the file asks for nothing."""
+    path = function.requirements or function.folder / "package.json"
     report(f"{name}: installing {path.name} for {abi}")
     with tempfile.TemporaryDirectory(prefix="bananas-deps-") as folder:
         target = Path(folder) / "deps"
-        requirements.install(path, abi, target)
+        if function.requirements is not None:
+            requirements.install(path, abi, target)
+        else:
+            packages.install(function.folder, abi, target)
         if not target.is_dir() or not any(target.iterdir()):
             return None
         try:

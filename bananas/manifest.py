@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from bananas import yamlmap
-from bananas.errors import ManifestError
+from bananas.errors import InvalidRequest, ManifestError
 from bananas.manifest_schema import Root, problems, schema
 from bananas.manifest_values import did_you_mean
+from bananas.runtimes import parse_runtime
 from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec
 from bananas.targets import parse_target
 from bananas.yamlmap import Loc, Node, Problem
@@ -26,6 +27,9 @@ from bananas.yamlmap import Loc, Node, Problem
 __all__ = ["Manifest", "ManifestFunction", "load", "schema"]
 
 _Finding = tuple[Loc, str]
+#: What a handler's module may be called, after its own name.
+_PYTHON_PLACES = (".py", "/__init__.py")
+_NODE_PLACES = (".js", ".mjs", ".cjs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +156,32 @@ def _files(loc: Loc, keys: dict[str, Any], base: Path) -> Iterator[_Finding]:
         yield (*loc, "path"), wrong
         return
     handler = keys.get("handler", FunctionSpec().handler)
-    if isinstance(handler, str):
+    language = _language(keys.get("runtime"))
+    is_node = language == "node"
+    if isinstance(handler, str) and language:
         module, _, function = handler.replace(".", "/").rpartition("/")
-        if not (folder / f"{module}.py").is_file() and not (folder / module / "__init__.py").is_file():
-            what = f"there is no {module}.py in {written}; create it with def {function}(event, context)"
-            yield (*loc, "handler"), what + ", or write module.function"
+        places = _NODE_PLACES if is_node else _PYTHON_PLACES
+        if not any((folder / (module + place)).is_file() for place in places):
+            code = f"exports.{function} = async (event, context) => …" if is_node else f"def {function}(event, context)"
+            what = f"there is no {module}{places[0]} in {written}; create it with {code}, or write module.function"
+            yield (*loc, "handler"), what
     requirements = keys.get("requirements")
-    if isinstance(requirements, str):
+    if isinstance(requirements, str) and is_node:
+        yield (*loc, "requirements"), "requirements are for python; packages of node are those in package.json"
+    elif isinstance(requirements, str):
         wrong = _outside(folder.resolve(), requirements, f"the folder {written}")
         if not wrong and not (folder / requirements).is_file():
             wrong = f"there is no file {requirements} in {written}; create it, or leave the key out"
         if wrong:
             yield (*loc, "requirements"), wrong
+
+
+def _language(runtime: object) -> str:
+    """That of a runtime's name; empty for what is none, which is said elsewhere."""
+    try:
+        return parse_runtime(runtime)[0] if isinstance(runtime, str) else FunctionSpec().runtime
+    except InvalidRequest:
+        return ""
 
 
 def _outside(base: Path, written: str, noun: str) -> str:

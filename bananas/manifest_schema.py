@@ -191,9 +191,7 @@ class Function(_Keys):
 
     LATER = frozenset({"image", "contract", "calls_per_sandbox"})
 
-    runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python is the default image; python3.N pins one.")] = (
-        LEFT_OUT
-    )
+    runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python or node; python3.N and node22 pin one.")] = LEFT_OUT
     path: Annotated[str, Key(kinds.FOLDER, "Folder of the code; functions/<name> unless written.")] = LEFT_OUT
     handler: Annotated[str, _fn("handler", kinds.HANDLER, "module.function below that folder.")] = LEFT_OUT
     pool: Annotated[str, _fn("pool", kinds.NAME, "The pool that its jobs run in.")] = LEFT_OUT

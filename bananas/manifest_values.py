@@ -17,6 +17,8 @@ import msgspec
 
 import bananas
 from bananas import cron
+from bananas.errors import InvalidRequest
+from bananas.runtimes import parse_runtime
 from bananas.settings import LIMITS
 from bananas.spec import EgressTarget, Name, RetrySpec, SecretName
 from bananas.targets import parse_target
@@ -197,8 +199,11 @@ def _items(kind: Kind, each: Bounds, example: str) -> Kind:
 
 
 def _refuse_runtime(value: str) -> str:
-    if value.startswith("node"):
-        return f"{value!r}: node runtimes are {NOT_YET}; write python or python3.N"
+    try:
+        if value.startswith("node"):
+            parse_runtime(value)
+    except InvalidRequest as e:
+        return str(e)
     return ""
 
 
@@ -316,7 +321,7 @@ COUNT = Kind(_count, _number_json("integer"))
 FLAG = Kind(_flag, lambda _: {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": _VARIABLE}]})
 AMOUNT = Kind(_amount, _number_json("number"))
 NAME = text("lower-case letters, digits, - and _, a letter first, at most 63 in all")
-RUNTIME = text("python, or python3.N for a certain one", _refuse_runtime)
+RUNTIME = text("python, or python3.N for a certain one, or node or node22", _refuse_runtime)
 HANDLER = text("module.function, such as handler.handle")
 FOLDER = text("a folder below the one that holds bananas.yaml, such as functions/hello")
 FILE = text("a file in the function's folder, such as requirements.txt")

@@ -31,6 +31,8 @@ IGNORE = (
     *("__pycache__", "*.pyc", ".git", ".hg", ".svn", ".venv", "node_modules"),
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"),
 )
+#: The same for Node, whose packages lie in the function's folder.
+NODE_IGNORE = tuple(name for name in IGNORE if name != "node_modules")
 IGNORE_FILE = ".bananasignore"
 
 _LEVEL = 6  # part of the digest: another level is another archive

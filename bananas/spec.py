@@ -82,7 +82,7 @@ class ScheduleSpec(_Spec, frozen=True, kw_only=True):
 class FunctionSpec(_Spec, frozen=True, kw_only=True):
     """What one function is, apart from its code. Part of the version digest."""
 
-    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2}|node|node\d{2})" + _END)] = "python"
+    runtime: Annotated[str, msgspec.Meta(pattern=r"^(python|python3\.\d{1,2}|node|node22)" + _END)] = "python"
     #: ``module.function`` below the function's folder, e.g. ``handler.handle``.
     handler: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+" + _END)] = "handler.handle"
     pool: Name = "default"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bananas.errors import ImageMissing
 from bananas.protocols import SandboxProfile, Secret
+from bananas.runtimes import build_hint
 from bananas.spec import PoolSpec, RuntimeInfo, Version
 from runner.slot import profile_of
 
@@ -79,7 +80,7 @@ class Catalog:
         if runtime not in self.runtimes:
             raise ImageMissing(
                 f"no image for runtime {runtime!r} of function {version.function!r} on this engine; "
-                "`bananas images build` makes the default one"
+                f"{build_hint(runtime)} makes one"
             )
         return self.profile_on(pool, self.runtimes[runtime])
 

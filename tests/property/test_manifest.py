@@ -33,7 +33,7 @@ retries = st.builds(
 )
 functions = st.builds(
     FunctionSpec,
-    runtime=st.sampled_from(["python", "python3.11", "python3.13"]),
+    runtime=st.sampled_from(["python", "python3.11", "python3.13", "node", "node22"]),
     priority=st.sampled_from(["high", "normal", "low"]),
     timeout_ms=times_ms,
     init_timeout_ms=times_ms,
@@ -122,6 +122,7 @@ def app() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "app").mkdir()
         (Path(folder) / "app" / "handler.py").touch()
+        (Path(folder) / "app" / "handler.js").touch()
         yield Path(folder)
 
 

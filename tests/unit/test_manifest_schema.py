@@ -117,7 +117,7 @@ BAD: list[Any] = [
     {"version": 1, "functions": {"f": {"env": {"A-B": "x"}}}},
     {"version": 1, "functions": {"f": {"priority": "urgent"}}},
     {"version": 1, "functions": {"f": {"single_use": "yes"}}},
-    {"version": 1, "functions": {"f": {"runtime": "node22"}}},
+    {"version": 1, "functions": {"f": {"runtime": "node20"}}},
     {"version": 1, "functions": {"f": {"handler": "handle"}}},
     {"version": 1, "functions": {"f": {"allow_pools": "default"}}},
     {"version": 1, "functions": {"f": {"gpus": 1}}},

@@ -1,0 +1,176 @@
+'use strict';
+// Lets user code reach the addresses in `egress` though the sandbox has no network. Lives in the keeper.
+//
+// The names resolve to loopback addresses inside the sandbox, and this listens there. For each connection it asks the
+// runner's relay, through the socket `e`, for the target that belongs to the address, and then passes bytes both ways.
+// What may be reached is decided by the relay alone; user code that talks to `e` itself gains nothing.
+
+const { writeSync } = require('node:fs');
+const net = require('node:net');
+
+/** Unless boot.json says another number. */
+const MAX_CONNECTIONS = 32;
+/** Clients that wait while the most are connected; one more would have to knock again a second later. */
+const BACKLOG = 128;
+const REPLY_BYTES = 512;
+/** The relay takes at most 15 s and some for resolving; this is for a relay that died. */
+const REPLY_TIMEOUT_MS = 30_000;
+const NOTHING = Buffer.alloc(0);
+
+/** Rooms for connections; who finds none waits for one. */
+class Rooms {
+  #free;
+  #waiting = [];
+
+  constructor(count) {
+    this.#free = count;
+  }
+
+  enter(start) {
+    if (this.#free > 0) {
+      this.#free -= 1;
+      start();
+    } else {
+      this.#waiting.push(start);
+    }
+  }
+
+  leave() {
+    const next = this.#waiting.shift();
+    if (next) {
+      next();
+    } else {
+      this.#free += 1;
+    }
+  }
+}
+
+/** Listen at `ip:port` of each route; rejects with what is wrong. `tell` takes a line for the running call's output. */
+async function listen(relayPath, routes, maxConnections, tell) {
+  const rooms = new Rooms(maxConnections || MAX_CONNECTIONS);
+  for (const route of routes) {
+    const target = `${route.name}:${route.port}`;
+    // Nothing is read before there is room and the relay has agreed.
+    const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (client) => {
+      client.on('error', () => {}); // it may break while it waits; then asking the relay is soon over
+      rooms.enter(() => connect(client, relayPath, target, tell).finally(() => rooms.leave()));
+    });
+    await new Promise((resolve, reject) => {
+      server.once('error', (e) => reject(new Error(`cannot listen on ${route.ip}:${route.port}: ${e.message}`)));
+      server.listen({ host: route.ip, port: route.port, backlog: BACKLOG }, resolve);
+    });
+  }
+}
+
+/** One client inside the sandbox and its counterpart at the relay: first ask, then pass bytes; resolves at the end. */
+function connect(client, relayPath, target, tell) {
+  return new Promise((resolve) => {
+    if (client.destroyed) {
+      resolve();
+      return;
+    }
+    const relay = net.connect({ path: relayPath, allowHalfOpen: true });
+    let isOpen = false;
+    let isOver = false;
+    const end = (problem, isCut = Boolean(problem)) => {
+      if (isOver) {
+        return;
+      }
+      isOver = true;
+      clearTimeout(timer);
+      if (problem) {
+        // Before the close, which may wake user code and end the call that the text belongs to.
+        tell(`egress to ${target}: ${problem}`);
+      }
+      if (isCut) {
+        client.resetAndDestroy(); // a broken connection rather than an end
+      } else {
+        client.destroy();
+      }
+      relay.destroy();
+      resolve();
+    };
+    const timer = setTimeout(() => end("the runner's relay does not answer"), REPLY_TIMEOUT_MS);
+    relay.on('error', (e) => {
+      const what = relay.pending ? 'cannot be reached' : 'broke the connection';
+      end(isOpen ? '' : `the runner's relay ${what}: ${e.code}`, true);
+    });
+    client.on('error', () => end('', true));
+    ask(relay, target, (problem, rest) => {
+      if (isOver || problem) {
+        end(problem);
+        return;
+      }
+      clearTimeout(timer);
+      isOpen = true;
+      passOn(client, relay, rest, end);
+    });
+  });
+}
+
+/** Send the request and read the relay's line; calls back with what is wrong and with what came after the line. */
+function ask(relay, target, done) {
+  let got = NOTHING;
+  const onData = (data) => {
+    got = Buffer.concat([got, data]);
+    const newline = got.indexOf('\n');
+    if (newline < 0 && got.length <= REPLY_BYTES) {
+      return;
+    }
+    finish(newline < 0 ? "the runner's relay gave no answer" : refusal(got.subarray(0, newline).toString()));
+  };
+  const onEnd = () => finish("the runner's relay gave no answer");
+  const finish = (problem) => {
+    relay.off('data', onData).off('end', onEnd).pause();
+    done(problem, got.subarray(got.indexOf('\n') + 1));
+  };
+  relay.on('data', onData).on('end', onEnd);
+  relay.write(`${JSON.stringify({ target })}\n`);
+}
+
+function refusal(line) {
+  return line === 'ok' ? '' : line.replace(/^error /, '');
+}
+
+/** Pass bytes both ways, and each direction's end, until both have ended. */
+function passOn(client, relay, rest, end) {
+  let isUpDone = false;
+  let isDownDone = false;
+  const endIfDone = () => isUpDone && isDownDone && end('', false);
+  const pump = (source, sink, onEnd) => {
+    source.on('data', (data) => {
+      if (!sink.write(data)) {
+        source.pause();
+      }
+    });
+    sink.on('drain', () => source.resume());
+    source.on('end', onEnd);
+  };
+  pump(client, relay, () => relay.end(() => { isUpDone = true; endIfDone(); }));
+  pump(relay, client, () => {
+    if (!isUpDone && isCut(relay)) {
+      end('', true);
+      return;
+    }
+    client.end(() => { isDownDone = true; endIfDone(); });
+  });
+  // Also closed when both directions have ended, before the relay has taken everything.
+  client.on('close', () => (client.readableEnded && client.writableFinished) || end('', true));
+  if (rest.length) {
+    client.write(rest);
+  }
+  client.resume();
+  relay.resume();
+}
+
+/** Has the relay closed both directions while ours is still open? It told the reason to the logs itself. */
+function isCut(relay) {
+  try {
+    writeSync(relay._handle ? relay._handle.fd : -1, NOTHING); // of no bytes, but an error when nobody can read them
+    return false;
+  } catch (e) {
+    return e.code === 'EPIPE' || e.code === 'ECONNRESET';
+  }
+}
+
+module.exports = { listen };
