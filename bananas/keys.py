@@ -29,7 +29,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
-| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while current; then 24 h |
+| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while current or a live job needs it; then 7 days |
 | ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; for ever once deployed |
 | ``pools`` | HASH | name → pool spec (JSON) | |
 | ``pools:rev`` | STRING | counts changes of ``pools`` and ``secrets`` | |

@@ -300,12 +300,15 @@ class Queue:
         return int(dropped)
 
     def audit(self, cursor: int, count: int = 500) -> Audit:
-        """Look at about ``count`` records from ``cursor`` on (0: from the start) and put right what is wrong."""
+        """Look at about ``count`` records from ``cursor`` on (0: from the start) and put right what is wrong.
+
+        Versions of live jobs are kept meanwhile.
+        """
         with self._connections.guard():
             client = self._connections.commands
             following, found = client.scan(cursor, match=keys.job("*"), count=count, _type="HASH")
         ids = [key.decode().removeprefix(keys.job("")) for key in found]
-        raw = self._run("audit", int(cursor == 0), *ids)
+        raw = self._run("audit", int(cursor == 0), LIMITS.old_version_s * 1000, *ids)
         repaired = dict(zip((kind.decode() for kind in raw[::2]), raw[1::2], strict=True))
         return Audit(int(following), len(ids), repaired)
 

@@ -26,11 +26,18 @@ local function parked_key(fn) return P .. 'parked:' .. fn end
 local function called_key(fn) return P .. 'called:' .. fn end
 local function running_key(fn) return P .. 'running:' .. fn end
 local function busy_key(pool) return P .. 'busy:' .. pool end
+local function version_key(fn, ver) return P .. 'version:' .. fn .. '@' .. ver end
 
 local function count(field, by) redis.call('HINCRBY', K.counters, field, by or 1) end
 
 -- Wake one runner that is blocked on the pool. One member, so the bell can never grow.
 local function ring(pool) redis.call('ZADD', P .. 'bell:' .. pool, 0, 'ring') end
+
+-- A version that is not current any more ends by itself: not before `ms` from now, since a job needs it.
+local function keep_version(fn, ver, ms)
+  local ttl = redis.call('PTTL', version_key(fn, ver))
+  if ttl >= 0 and ttl < ms then redis.call('PEXPIRE', version_key(fn, ver), ms) end
+end
 
 -- Put an id into its lane. A lane that was empty starts at the pool's virtual time, so that it cannot claim the
 -- turns it did not need while it was empty.

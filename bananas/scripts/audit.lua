@@ -1,14 +1,16 @@
 -- Look at some records and put right what should not exist: a live job that is in no place or in a wrong one, a record
 -- without its job, a place in running:/busy: without a lease. Nothing here is ever needed as long as only these scripts
 -- write; it heals what a restored backup, a half-lost data set or a hand has broken, and counts what it did.
+-- The one thing that is needed, and is no repair: a version that a live job needs does not end, however late the job runs.
 --
 -- KEYS     the fixed keys (see _lib.lua)
--- ARGV     1 prefix, 2 1: look at running:<function>, called:<function> and busy:<pool> too, then ids of jobs
+-- ARGV     1 prefix, 2 1: look at running:<function>, called:<function> and busy:<pool> too, 3 ms that an old version is
+--          kept for, then ids of jobs
 -- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
---          functions, pools
+--          version:<function>@<version>, functions, pools
 -- returns  {kind, how many, ...} of what was repaired
 local LONG_LANE = 1000
-local now = now_ms()
+local now, keep_ms = now_ms(), tonumber(ARGV[3])
 local repaired = {}
 local function note(kind)
   repaired[kind] = (repaired[kind] or 0) + 1
@@ -59,7 +61,8 @@ end
 local unparked = {}
 local function look(id)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq')
+  local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq',
+    'ver')
   local state, fn, pool, prio = j[1], j[2], j[3], j[4]
   if not (state and fn and pool and prio and j[6] and j[7]) then
     if redis.call('DEL', key) == 1 then note('fragment') end
@@ -78,6 +81,7 @@ local function look(id)
   elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.done, id) > 0 then
     note('stray')
   end
+  if not ended and j[10] then keep_version(fn, j[10], keep_ms) end
   if state == 'processing' then
     if not redis.call('ZSCORE', K.leases, id) then
       requeue(id, pool, prio, 'lease')
@@ -118,7 +122,7 @@ if ARGV[2] == '1' then
     if clean(busy_key(pool)) > 0 then ring_if_bounded(pool) end
   end
 end
-for i = 3, #ARGV do look(ARGV[i]) end
+for i = 4, #ARGV do look(ARGV[i]) end
 
 local out = {}
 for kind, n in pairs(repaired) do

@@ -15,10 +15,9 @@ local now = now_ms()
 local mode, delay, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local function stamp(key, fn, ver)
-  local vkey = P .. 'version:' .. fn .. '@' .. ver
   if mode == 'same' then
-    if redis.call('EXISTS', vkey) == 0 then return {'version_gone', fn, ver} end
-    if redis.call('PTTL', vkey) > 0 then redis.call('PEXPIRE', vkey, tonumber(ARGV[6])) end
+    if redis.call('EXISTS', version_key(fn, ver)) == 0 then return {'version_gone', fn, ver} end
+    keep_version(fn, ver, tonumber(ARGV[6]))
     return nil
   end
   local f = redis.call('HMGET', P .. 'fn:' .. fn, 'version', 'timeout', 'maxr', 'retry', 'ttl')

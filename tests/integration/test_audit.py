@@ -166,6 +166,25 @@ def test_a_job_in_a_second_place_leaves_it(queue, registry, connections, place):
     assert_runs(queue, job)
 
 
+@pytest.mark.parametrize(
+    ("state", "is_kept"),
+    [("scheduled", True), ("pending", True), ("processing", True), ("completed", False), ("failed", False)],
+)
+def test_an_old_version_does_not_end_before_its_jobs(queue, registry, connections, state, is_kept):
+    """A job due in ten days, one whose pool has no runner this month: their code is still there when they run."""
+    [job] = enqueue(queue, 1, "f", delay_ms=864_000_000 if state == "scheduled" else 0)
+    if state not in ("scheduled", "pending"):
+        claims = claim(queue)
+        if state != "processing":
+            end(queue, claims, Outcome.OK if state == "completed" else Outcome.PERMANENT)
+    assert queue.show(job).state == state
+    version = keys.version("f", registry.current("f").version)
+    deploy(registry, "f", timeout_ms=7000)
+    connections.commands.pexpire(version, 60_000)  # what time does
+    assert repairs(queue) == {}
+    assert (connections.commands.pttl(version) > 60_000) is is_kept
+
+
 def test_half_a_record_is_dropped(queue, registry, connections):
     """Without its function nobody can run it."""
     [job] = enqueue(queue, 1, "f")
