@@ -18,7 +18,7 @@ test-long: ## the property tests with many more examples; half an hour or more
 	BANANAS_HYPOTHESIS=long sh scripts/run --dev .venv/bin/python -m pytest --timeout=0 tests/property
 
 test-bare: ## the set-up on bare Debian roots, in containers; minutes, needs root, mmdebstrap and a package index
-	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py
+	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py tests/setup/debian.py
 
 wheels: ## collect every package for machines without an index, see BANANAS_WHEELS in docs/setup.md
 	sh scripts/wheels

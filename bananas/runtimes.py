@@ -54,13 +54,13 @@ def parse_runtime(name: str) -> tuple[str, str | None]:
 def build_hint(name: str) -> str:
     """The command that makes an image for a runtime, in backquotes, for messages.
 
-    >>> build_hint("node")
-    '`bananas images build --runtime node22`'
+    >>> build_hint("node"), build_hint("python")
+    ('`bananas images build --runtime node22`', '`bananas images build`')
     """
     language, version = parse_runtime(name)
     if language == "node":
         return f"`bananas images build --runtime node{version or NODE_MAJORS[-1]}`"
-    return f"`bananas images build --python <path of a python{version}>`" if version else "`bananas images build`"
+    return f"`bananas images build --runtime python{version}`" if version else "`bananas images build`"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -248,24 +248,34 @@ def add_zones(tree: Tree, tzpath: tuple[str, ...]) -> None:
 
 def write_python(tree: Tree, python: Interpreter, out: BinaryIO) -> None:
     """Write the tar of a Python plan, with bytecode for every module: the read-only root can never keep its own."""
+    write_compiled(tree, [str(python.path), "-I"], out)
+
+
+def write_compiled(tree: Tree, command: Sequence[str], out: BinaryIO, env: dict[str, str] | None = None) -> None:
+    """Write the tar of a plan whose Python ``command`` starts; raises ConfigError when that cannot compile it."""
     sources = {path: entry.source for path, entry in tree.entries.items() if entry.source and path.endswith(".py")}
     with tempfile.TemporaryDirectory(prefix="bananas-image-") as folder:
         outputs = {path: Path(folder) / f"{n}.pyc" for n, path in enumerate(sources)}
         orders = "".join(json.dumps([str(sources[path]), path, str(outputs[path])]) + "\n" for path in sources)
-        command = [str(python.path), "-I", "-c", _BYTECODE]
-        try:
-            done = subprocess.run(
-                command, input=orders, capture_output=True, text=True, timeout=BYTECODE_TIMEOUT_S, check=True
-            )
-        except subprocess.CalledProcessError as e:
-            raise ConfigError(f"{python.path} could not compile its standard library: {e.stderr.strip()[-500:]}") from e
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise ConfigError(f"{python.path} could not compile its standard library: {e}") from e
+        tag = _compile([*command, "-c", _BYTECODE], orders, env)
         full = Tree(dict(tree.entries))
         for path, output in outputs.items():
             parent, _, name = path.rpartition("/")
-            full.add_file(f"{parent}/__pycache__/{name[:-3]}.{done.stdout.strip()}.pyc", output)
+            full.add_file(f"{parent}/__pycache__/{name[:-3]}.{tag}.pyc", output)
         full.write(out)
+
+
+def _compile(command: list[str], orders: str, env: dict[str, str] | None) -> str:
+    """Have the orders carried out; returns the tag in the names of that Python's bytecode files."""
+    try:
+        done = subprocess.run(
+            command, input=orders, capture_output=True, text=True, timeout=BYTECODE_TIMEOUT_S, check=True, env=env
+        )
+    except subprocess.CalledProcessError as e:
+        raise ConfigError(f"{command[0]} could not compile its standard library: {e.stderr.strip()[-500:]}") from e
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise ConfigError(f"{command[0]} could not compile its standard library: {e}") from e
+    return done.stdout.strip()
 
 
 def server_tree(binary: Path) -> Tree:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bananas.errors import BananasError, ConfigError
 from bananas.runtimes import DEFAULT_RUNTIME, NODE_MAJORS, parse_runtime
-from runner import nodeimage
+from runner import debianimage, hostimage, nodeimage
 from runner.images import (
     DEFAULT_IMAGE,
     NODE_IMAGE,
@@ -21,11 +21,13 @@ from runner.images import (
     ImageRow,
     build_from_host,
     connect,
+    find,
     list_images,
 )
 
 #: Where the files of an image may come from; None: the first that works.
-_SOURCES = {"python": (None, "host"), "node": (None, *nodeimage.SOURCES)}
+_SOURCES = {"python": (None, "host", "debian"), "node": (None, *nodeimage.SOURCES)}
+_ALL_SOURCES = ("host", "debian", "npm", "wheel")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +47,8 @@ def _build_command(client: Any, options: argparse.Namespace) -> None:
     if options.source not in _SOURCES[language] or (options.python and language != "python"):
         sources = ", ".join(str(source) for source in _SOURCES[language][1:])
         raise ConfigError(f"--from for {language} is one of {sources}, and only python takes --python")
+    if options.python and (options.suite or options.source == "debian"):
+        raise ConfigError("--python names an interpreter of this host; leave it out, or --from debian and --suite")
     common: dict[str, Any] = {
         "force": options.force,
         "make_default": not options.keep_default,
@@ -52,9 +56,29 @@ def _build_command(client: Any, options: argparse.Namespace) -> None:
     }
     if language == "node":
         info = nodeimage.build_node(client, version or NODE_MAJORS[-1], options.tag, options.source, **common)
+    elif suite := _suite(options, version):
+        # Another Python beside the host's: only where there is no default yet does it become that.
+        common["make_default"] = not options.keep_default and find(client, DEFAULT_IMAGE) is None
+        info = debianimage.build(client, suite, options.tag, **common)
     else:
         info = build_from_host(client, options.tag, options.python, **common)
     print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
+
+
+def _suite(options: argparse.Namespace, version: str | None) -> str | None:
+    """The Debian release to build a Python from; None for this host's interpreter. Raises ConfigError."""
+    suite: str | None = options.suite
+    if suite or options.source == "debian":
+        found = suite or debianimage.PYTHONS.get(version or "", debianimage.DEFAULT_SUITE)
+        if version and debianimage.PYTHONS.get(version) != found:
+            known = ", ".join(f"{python} in {name}" for python, name in debianimage.PYTHONS.items())
+            raise ConfigError(f"Debian {found} has no Python {version}; there is {known}")
+        return found
+    if version is None or hostimage.inspect_interpreter(options.python).version == version:
+        return None
+    if options.python or options.source == "host" or version not in debianimage.PYTHONS:
+        raise ConfigError(f"{options.python or sys.executable} is no Python {version}; give --python the path of one")
+    return debianimage.PYTHONS[version]
 
 
 def _ls_command(client: Any, options: argparse.Namespace) -> None:
@@ -80,11 +104,12 @@ _COMMANDS = {"build": _build_command, "ls": _ls_command}
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bananas images", description="Base images of sandboxes, without a registry.")
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="make a base image: of this host's Python, or of Node")
-    build.add_argument("--runtime", default=DEFAULT_RUNTIME, help="python (the default) or node22")
-    build.add_argument("--from", dest="source", choices=nodeimage.SOURCES, help="default: the first that works")
+    build = commands.add_parser("build", help="make a base image: of this host's Python, of Debian's, or of Node")
+    build.add_argument("--runtime", default=DEFAULT_RUNTIME, help="python (the default), python3.13, node22…")
+    build.add_argument("--from", dest="source", choices=_ALL_SOURCES, help="default: the first that works")
+    build.add_argument("--suite", choices=debianimage.SUITES, help="the Debian release to take Python from")
     build.add_argument("--python", metavar="PATH", help="the interpreter to take; default: the one that runs bananas")
-    build.add_argument("--tag", help=f"default: {REPOSITORY}:<X.Y>-host or {NODE_REPOSITORY}:<N>-<source>")
+    build.add_argument("--tag", help=f"default: {REPOSITORY}:<X.Y>-host, {NODE_REPOSITORY}:<N>-<source>…")
     build.add_argument("--force", action="store_true", help="build even when nothing has changed")
     build.add_argument("--keep-default", action="store_true", help=f"leave {DEFAULT_IMAGE} or {NODE_IMAGE} as it is")
     ls = commands.add_parser("ls", help="list the images")

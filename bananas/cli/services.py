@@ -63,20 +63,24 @@ def images() -> None:
 
 
 @images.command()
-@click.option("--from", "source", type=click.Choice(["host"]), default="host", show_default=True, help="The source.")
+@click.option("--runtime", metavar="NAME", help="python (the default), python3.13, node22…")
+@click.option("--from", "source", metavar="SOURCE", help="host, debian, npm or wheel; else the first that works.")
+@click.option("--suite", metavar="NAME", help="The Debian release to take Python from, such as trixie.")
 @click.option("--python", metavar="PATH", help="The interpreter to take; else the one that runs bananas.")
 @click.option("--tag", help="The image's name; else one that says its Python version.")
 @click.option("--force", is_flag=True, help="Build even when nothing has changed.")
 @click.option("--keep-default", is_flag=True, help="Leave the default image as it is.")
-def build(source: str, python: str | None, tag: str | None, force: bool, keep_default: bool) -> None:
-    """Make a Python image from this host's interpreter.
+def build(force: bool, keep_default: bool, **values: str | None) -> None:
+    """Make an image of this host's Python, of Debian's, or of Node.
 
     \b
     Example:
       bananas images build --python /usr/bin/python3.11
+      bananas images build --from debian --suite trixie
+      bananas images build --runtime node22
     """
-    values = {"--from": source, "--python": python, "--tag": tag}
-    options = [part for name, value in values.items() if value is not None for part in (name, value)]
+    values["from"] = values.pop("source")
+    options = [part for name, value in values.items() if value is not None for part in (f"--{name}", value)]
     _become("runner", "images", "build", *options, *["--force"] * force, *["--keep-default"] * keep_default)
 
 
