@@ -22,10 +22,10 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from bananas import embedded, ports
-from bananas.errors import EngineUnavailable
+from bananas.errors import ConfigError, EngineUnavailable
 from bananas.redis_client import Connections
 from bananas.spec import RuntimeInfo
-from runner import hostimage, images
+from runner import hostimage, images, nodeimage
 from tests.tools.leftovers import Run, remove_containers, sweep
 
 REDIS_START_S = 30
@@ -120,6 +120,16 @@ def base_image(engine: docker.DockerClient) -> RuntimeInfo:
     """The base image of this host's Python; becomes the default image only where there is none yet."""
     has_default = bool(engine.api.images(name=images.DEFAULT_IMAGE))
     return images.build_from_host(engine, make_default=not has_default)
+
+
+@pytest.fixture(scope="session")
+def node_image(engine: docker.DockerClient) -> RuntimeInfo:
+    """An image of Node 22, kept from run to run; without a registry and a Node 22 here its tests are skipped."""
+    has_default = bool(engine.api.images(name=images.NODE_IMAGE))
+    try:
+        return nodeimage.build_node(engine, make_default=not has_default)
+    except ConfigError as e:
+        pytest.skip(f"no Node 22 can be had here: {e}")
 
 
 @pytest.fixture

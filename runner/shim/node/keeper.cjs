@@ -100,7 +100,7 @@ class Keeper {
       if (!(e instanceof frames.ProtocolBreach) && !(e instanceof SyntaxError)) {
         throw e;
       }
-      this.#refuse(`${who} sent nonsense: ${e.message}`, 0n);
+      this.#refuse(`${who} sent nonsense: ${e.message}`, this.#state === 'running' ? this.#callId : 0n);
     }
   }
 
