@@ -22,7 +22,7 @@ from bananas.errors import ApiError, DeployError
 from bananas.manifest import Manifest, ManifestFunction
 from bananas.runtimes import build_hint
 from bananas.settings import KIB, MIB
-from bananas.spec import Bundles, Deployment
+from bananas.spec import OWN_IMAGE_ABI, Bundles, Deployment
 
 Report = Callable[[str], None]
 
@@ -72,6 +72,8 @@ def _prepare(
     client: Client, name: str, function: ManifestFunction, runtimes: dict[str, dict[str, Any]], report: Report
 ) -> tuple[Deployment, bool]:
     """The deployment with its bundles at the gateway, and whether it differs from what is served."""
+    if function.spec.image is not None:
+        return _prepare_image(client, name, function, report)
     runtime = function.spec.runtime
     if runtime not in runtimes:
         build = "" if runtime == "python" else f", or build an image for it with {build_hint(runtime)}"
@@ -94,6 +96,17 @@ def _prepare(
             _upload(client, name, "requirements", deps, report)
             bundles = msgspec.structs.replace(deployment.bundles, deps=deps.digest)
             deployment = msgspec.structs.replace(deployment, bundles=bundles)
+    _upload(client, name, "code", code, report)
+    return deployment, True
+
+
+def _prepare_image(client: Client, name: str, function: ManifestFunction, report: Report) -> tuple[Deployment, bool]:
+    """The same for an image of one's own: the files beside it, if there are any."""
+    with tempfile.TemporaryDirectory(prefix="bananas-empty-") as empty:
+        code = pack.pack(function.folder if function.folder.is_dir() else Path(empty), ignore=pack.NODE_IGNORE)
+    deployment = Deployment(spec=function.spec, bundles=Bundles(code=code.digest), abi=OWN_IMAGE_ABI)
+    if _served(client, name) == deployment.version():
+        return deployment, False
     _upload(client, name, "code", code, report)
     return deployment, True
 

@@ -18,7 +18,7 @@ import msgspec
 from bananas import yamlmap
 from bananas.errors import InvalidRequest, ManifestError
 from bananas.manifest_schema import Root, problems, schema
-from bananas.manifest_values import did_you_mean
+from bananas.manifest_values import NOT_YET, did_you_mean
 from bananas.runtimes import parse_runtime
 from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec
 from bananas.targets import parse_target
@@ -104,6 +104,7 @@ def _references(data: object, base: Path) -> Iterator[_Finding]:
         if function is None or isinstance(function, dict):
             yield from _pools(("functions", name), _mapping(function), ["default", *pools])
             yield from _egress(("functions", name), _mapping(function), pools)
+            yield from _image(("functions", name), _mapping(function))
             yield from _files(("functions", name), _mapping(function), base)
 
 
@@ -144,16 +145,35 @@ def _key(text: str) -> str:
         return ""
 
 
+def _image(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
+    """Keys that go together with an image of one's own, or do not."""
+    contract = keys.get("contract", "handler")
+    if "image" not in keys:
+        if contract in ("http", "exec"):
+            yield (*loc, "contract"), f"contract {contract} is of an image; write image: as well"
+        if "command" in keys:
+            yield (*loc, "command"), "is of an image; what a handler runs is its module"
+        return
+    if contract == "handler":
+        yield (*loc, "image"), "an image needs a contract; write contract: http, or contract: exec"
+    for key in ("runtime", "handler", "requirements"):
+        if key in keys:
+            yield (*loc, key), "means nothing to an image of your own; leave one of the two out"
+    if keys.get("secrets"):
+        yield (*loc, "secrets"), f"reach no image of your own: {NOT_YET}; leave one of the two out"
+
+
 def _files(loc: Loc, keys: dict[str, Any], base: Path) -> Iterator[_Finding]:
     written = keys.get("path", f"functions/{loc[-1]}")
     if not isinstance(written, str) or ("path" not in keys and not re.fullmatch(NAME_PATTERN, str(loc[-1]))):
         return  # said already
     folder = base / written
     wrong = _outside(base, written, "the folder of bananas.yaml")
-    if not wrong and not folder.is_dir():
+    if not wrong and not folder.is_dir() and not ("image" in keys and "path" not in keys):
         wrong = f"there is no folder {written}; create it" + ("" if "path" in keys else ", or write its path")
     if wrong:
         yield (*loc, "path"), wrong
+    if wrong or "image" in keys:
         return
     handler = keys.get("handler", FunctionSpec().handler)
     language = _language(keys.get("runtime"))

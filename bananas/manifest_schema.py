@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from bananas import manifest_values as kinds
 from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
-from bananas.spec import PRIORITIES, FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
+from bananas.spec import CONTRACTS, PRIORITIES, FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
 from bananas.spec import Weights as WeightsSpec
 from bananas.yamlmap import Loc
 
@@ -189,7 +189,7 @@ _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
 class Function(_Keys):
     """One function: where its code is and how it runs."""
 
-    LATER = frozenset({"image", "contract", "calls_per_sandbox"})
+    LATER = frozenset({"calls_per_sandbox"})
 
     runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python or node; python3.N and node22 pin one.")] = LEFT_OUT
     path: Annotated[str, Key(kinds.FOLDER, "Folder of the code; functions/<name> unless written.")] = LEFT_OUT
@@ -244,6 +244,16 @@ class Function(_Keys):
     )
     min_warm: Annotated[
         int, _fn("min_warm", kinds.COUNT, "Sandboxes that each runner keeps loaded; what the pool says unless written.")
+    ] = LEFT_OUT
+    image: Annotated[
+        str, _fn("image", kinds.IMAGE, "An image of your own that is on the runners' engines; needs a contract.")
+    ] = LEFT_OUT
+    contract: Annotated[
+        str, _fn("contract", kinds.choice(*CONTRACTS), "How its code is called: a handler, HTTP requests, a process.")
+    ] = LEFT_OUT
+    command: Annotated[
+        list[Annotated[str, Key(kinds.ARGUMENT)]],
+        _fn("command", kinds.ARGUMENTS, "Program and arguments, instead of those of the image."),
     ] = LEFT_OUT
 
 

@@ -38,7 +38,7 @@ class SandboxProfile:
     network: str = "none"
     #: Whole devices of its own: a number, or ``all``.
     gpus: int | str = 0
-    #: Which shim runs in it: ``python`` or ``node``.
+    #: Which shim runs in it: ``python`` or ``node``; or the contract of an image without one: ``http`` or ``exec``.
     shim: str = "python"
 
 
@@ -65,6 +65,8 @@ class Binding:
     secrets: dict[str, Secret] = field(default_factory=dict)
     #: Of the profile's egress targets those that it may reach, as ``host:port``; None: all.
     egress: tuple[str, ...] | None = None
+    #: Of an image of one's own: what to run instead of its own program; empty: that.
+    command: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[object, ...]:

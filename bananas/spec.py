@@ -16,6 +16,13 @@ from bananas.settings import LIMITS
 from bananas.targets import TARGET_PATTERN, parse_target
 
 Priority = Literal["high", "normal", "low"]
+#: How a sandbox is talked to: ``handler`` is our own shim, the others are contracts of a user's own image.
+Contract = Literal["handler", "http", "exec"]
+CONTRACTS: tuple[Contract, ...] = ("handler", "http", "exec")
+#: The ABI in a deployment of a user's own image, for which nothing is installed.
+OWN_IMAGE_ABI = "image"
+#: A reference as engines take it: ``name``, ``registry:5000/team/name:tag``, ``name@sha256:…``.
+IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,254}(?![\s\S])"
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 #: The very end: ``$`` would let a newline follow. Understood by Python's and by JSON Schema's expressions.
@@ -28,6 +35,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}" + _END)]
 #: ``host:port`` or ``name=address:port`` (see ``bananas.targets``).
 EgressTarget = Annotated[str, msgspec.Meta(pattern=TARGET_PATTERN)]
 EgressTargets = Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)]
+
+#: One word of a command.
+Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*(?![\s\S])", max_length=4096)]
 
 DAY_MS = 24 * 3600 * 1000
 MAX_RETRIES = 20
@@ -112,9 +122,20 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] | None = None
     #: Of the pool's targets those that this function may reach, as ``host:port``; None means all of them.
     egress: EgressTargets | None = None
+    contract: Contract = "handler"
+    #: An image on the runners' engines that takes the place of the runtime's; needs a contract but ``handler``.
+    image: Annotated[str, msgspec.Meta(pattern=IMAGE_PATTERN)] | None = None
+    #: Program and arguments, instead of the image's own; empty: those.
+    command: Annotated[tuple[Argument, ...], msgspec.Meta(max_length=64)] = ()
 
     def __post_init__(self) -> None:
         """What a pattern cannot say; msgspec turns the ValueError into its own."""
+        if (self.image is None) != (self.contract == "handler"):
+            raise ValueError("image and contract go together: an image needs contract http or exec, and they need one")
+        if self.command and self.image is None:
+            raise ValueError("command: is for an image; what a handler needs is in its module")
+        if self.secrets and self.image is not None:
+            raise ValueError("secrets: reach no image of one's own in this release; leave one of the two out")
         for target in self.egress or ():
             if parse_target(target).key != target:
                 raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
@@ -174,6 +195,11 @@ class Bundles(_Spec, frozen=True, kw_only=True):
     deps: Sha256 | None = None
     #: SHA-256 of the requirements text; None when there is none.
     requirements: Sha256 | None = None
+
+    @property
+    def archives(self) -> tuple[Sha256, ...]:
+        """Those that are uploaded."""
+        return (self.code,) if self.deps is None else (self.code, self.deps)
 
 
 class Deployment(_Spec, frozen=True, kw_only=True):

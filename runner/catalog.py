@@ -29,12 +29,17 @@ class Catalog:
         fetch_version: Callable[[str, str], Version],
         fetch_secrets: Callable[[Sequence[str]], dict[str, Secret]],
         discover: Callable[[], dict[str, RuntimeInfo]],
+        find_image: Callable[[str], str | None] = lambda _: None,
     ) -> None:
-        """What each raises: UnknownFunction, SecretUnavailable, EngineUnavailable."""
+        """What each raises: UnknownFunction, SecretUnavailable, EngineUnavailable. ``find_image`` gives the id of an
+        image of somebody's own, None when it is not on the engine."""
         self._fetch_version = fetch_version
         self._fetch_secrets = fetch_secrets
         self._secrets: dict[str, Secret] = {}
         self._discover = discover
+        self._find_image = find_image
+        #: Reference → id; forgotten with each look at the runtimes, since a reference may get another image.
+        self._images: dict[str, str] = {}
         self._versions: OrderedDict[tuple[str, str], Version] = OrderedDict()
         self.runtimes: dict[str, RuntimeInfo] = {}
         self.pools: dict[str, PoolSpec] = {}
@@ -66,6 +71,7 @@ class Catalog:
 
     def refresh_runtimes(self) -> None:
         """See which runtimes the engine can run now."""
+        self._images.clear()
         found = self._discover()
         if found != self.runtimes:
             self.runtimes = found
@@ -74,6 +80,10 @@ class Catalog:
 
     def profile(self, pool: str, version: Version) -> SandboxProfile:
         """The profile of a stem that may serve the version in the pool; raises ImageMissing."""
+        if version.spec.image is not None:
+            spec = self.pools.get(pool, PoolSpec())
+            image_id = self._own_image(version.function, version.spec.image)
+            return profile_of(pool, spec, version.spec.image, image_id, version.spec.contract)
         runtime = version.spec.runtime
         if runtime not in self.runtimes:
             self.refresh_runtimes()
@@ -83,6 +93,17 @@ class Catalog:
                 f"{build_hint(runtime)} makes one"
             )
         return self.profile_on(pool, self.runtimes[runtime])
+
+    def _own_image(self, function: str, image: str) -> str:
+        if image not in self._images:
+            found = self._find_image(image)
+            if found is None:
+                raise ImageMissing(
+                    f"image {image} of function {function!r} is not on this runner's engine, and none is pulled by "
+                    f"itself; run `docker pull {image}` or `docker load` on that machine"
+                )
+            self._images[image] = found
+        return self._images[image]
 
     def profile_on(self, pool: str, info: RuntimeInfo) -> SandboxProfile:
         """The profile of a stem of that runtime in the pool."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ SANDBOX_UID = 65534
 #: As many process ids as a kernel has unless told otherwise; Podman keeps its own limit at that.
 PODMAN_PROCESSES = 32768
 PODMAN_EXIT_S = 10
+#: A user that an image may bring: numbers, and not root.
+_OWN_USER = re.compile(r"[1-9]\d{0,9}(:[1-9]\d{0,9})?")
 _ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - inside the sandbox
 
 
@@ -91,7 +95,37 @@ class Engine:
 
         ``network`` is ``none`` or what ``open_network`` made; ``gpus`` are ids of devices, as the engine knows them.
         """
-        host = self._api.create_host_config(
+        host = self._hardened(profile, directory, network, gpus, extra_hosts)
+        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
+            container = self._api.create_container(
+                profile.image_id,
+                command=command,
+                user=f"{SANDBOX_UID}:{SANDBOX_UID}",
+                environment=_ENV,
+                working_dir="/",
+                hostname="sandbox",
+                labels=labels,
+                host_config=host,
+                stdin_open=False,
+            )
+            container_id = str(container["Id"])
+        try:
+            self.start(container_id, profile.pool)
+        except Exception:
+            self.remove(container_id)
+            raise
+        return container_id
+
+    def _hardened(
+        self,
+        profile: SandboxProfile,
+        directory: Path,
+        network: str,
+        gpus: Sequence[str],
+        extra_hosts: dict[str, str] | None,
+    ) -> dict[str, Any]:
+        """The walls around any sandbox."""
+        config: dict[str, Any] = self._api.create_host_config(
             network_mode=network,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
@@ -109,26 +143,58 @@ class Engine:
             log_config=LogConfig(type="none"),
             device_requests=_devices(gpus),
         )
-        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
+        return config
+
+    def create_own(
+        self,
+        profile: SandboxProfile,
+        directory: Path,
+        command: Sequence[str],
+        env: dict[str, str],
+        labels: dict[str, str],
+        *,
+        network: str,
+        gpus: Sequence[str] = (),
+        stdin: bool = False,
+    ) -> str:
+        """Create a container of a user's own image, behind the same walls; returns its id. ``start`` runs it.
+
+        ``command`` stands for the image's entrypoint and command, empty: those. ``env`` comes on top of the image's.
+        ``network`` may be ``container:<id>``. The user is the image's own if that is a number and not 0, else 65534.
+        """
+        host = self._hardened(profile, directory, network, gpus, None)
+        with _translate(f"creating a container of image {profile.image}", SandboxStartError):
+            user = self._api.inspect_image(profile.image_id)["Config"].get("User") or ""
             container = self._api.create_container(
                 profile.image_id,
-                command=command,
-                user=f"{SANDBOX_UID}:{SANDBOX_UID}",
-                environment=_ENV,
-                working_dir="/",
-                hostname="sandbox",
-                labels=labels,
+                entrypoint=list(command[:1]) or None,
+                command=list(command[1:]) or None,
+                user=user if _OWN_USER.fullmatch(user) else f"{SANDBOX_UID}:{SANDBOX_UID}",
+                environment={"HOME": "/tmp", **env},  # noqa: S108 - inside the sandbox
+                labels={**labels, LABEL_POOL: profile.pool},
                 host_config=host,
-                stdin_open=False,
+                stdin_open=stdin,
             )
-            container_id = str(container["Id"])
-        try:
-            with _translate(f"starting a sandbox of pool {profile.pool!r}", SandboxStartError):
-                self._api.start(container_id)
-        except Exception:
-            self.remove(container_id)
-            raise
-        return container_id
+        return str(container["Id"])
+
+    def start(self, container_id: str, pool: str) -> None:
+        """Start a created container. Raises SandboxStartError with the engine's words, or EngineUnavailable."""
+        with _translate(f"starting a sandbox of pool {pool!r}", SandboxStartError):
+            self._api.start(container_id)
+
+    def attach(self, container_id: str, *, stdin: bool = False) -> socket.socket:
+        """The standard streams of a created container, as one connection: what is sent is its input; what it prints
+        comes in pieces behind a header (see ``runner.streams``). Raises SandboxStartError or EngineUnavailable.
+        """
+        wanted = {"stdout": 1, "stderr": 1, "stream": 1, "stdin": int(stdin)}
+        with _translate(f"attaching to container {container_id[:12]}", SandboxStartError):
+            raw = self._api.attach_socket(container_id, params=wanted)
+            # A copy of the descriptor: ours to close, while the one inside the engine's answer goes with it.
+            inner: socket.socket = getattr(raw, "_sock", raw)
+            sock = inner.dup()
+            raw.close()
+            inner.close()
+        return sock
 
     def _tmpfs(self, tmp_mb: int) -> dict[str, str]:
         """What can be written inside: path → mount options. Only /tmp and /run/secrets are the sandbox user's."""

@@ -259,6 +259,12 @@ def find(client: docker.DockerClient, image: str) -> Image | None:
     return None
 
 
+def id_of(client: docker.DockerClient, image: str) -> str | None:
+    """The id of the local image of that name; raises EngineUnavailable."""
+    found = find(client, image)
+    return None if found is None else str(found.id)
+
+
 def tags(client: docker.DockerClient, language: str) -> list[tuple[str, str]]:
     """(version, tag) of a language; the plain tag comes before ``-host``, so that a person's own choice wins."""
     with _engine(client):

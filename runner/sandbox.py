@@ -125,6 +125,11 @@ class DockerSandbox:
         return CallReply(_checked_json(frame.body, "result", LIMITS.result_bytes), None, reusable, why_not, run_ms)
 
     @property
+    def container_id(self) -> str:
+        """As the engine knows it."""
+        return self._container_id
+
+    @property
     def is_alive(self) -> bool:
         """False once its end of the connection is gone."""
         return self._exit is None and not self._channel.is_hung_up

@@ -133,4 +133,5 @@ def binding_of(version: Version, secrets: dict[str, Secret]) -> Binding:
         env=dict(version.spec.env),
         secrets=secrets,
         egress=version.spec.egress,
+        command=version.spec.command,
     )

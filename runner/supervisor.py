@@ -27,7 +27,7 @@ from bananas.registry import Registry, RunnerInfo
 from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import MIB, Settings
-from runner import gpus, images, opennet
+from runner import contracts, gpus, images, opennet
 from runner.access import Access
 from runner.alarm import Alarm
 from runner.bundles import BundleCache
@@ -45,6 +45,7 @@ from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
 from runner.maintenance.scheduler import Scheduler
 from runner.maintenance.upkeep import Upkeep
+from runner.own_container import Workshop
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
 from runner.reasons import EndReason, Tally
@@ -113,13 +114,19 @@ class Supervisor:
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
-        self._factory = DockerSandboxFactory(engine, bundles, host.directory, host.labels, self._access(engine))
+        access = self._access(engine)
+        shims = DockerSandboxFactory(engine, bundles, host.directory, host.labels, access)
+        workshop = Workshop(engine, bundles, host.directory, host.labels, access)
+        self._factory = contracts.of_runner(shims, workshop, lambda: self._catalog.runtimes.get("python"))
         self._gate = Gate(settings.parallel_creates)
         self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
         self._alarm = Alarm(self._clock)
         secrets = Secrets(self._connections, SecretBox.from_settings(settings))
         catalog = self._catalog = Catalog(
-            self._registry.version, secrets.fetch, lambda: images.discover(engine.client, settings.python_image)
+            self._registry.version,
+            secrets.fetch,
+            lambda: images.discover(engine.client, settings.python_image),
+            lambda name: images.id_of(engine.client, name),
         )
         teller = ProgressTeller(self._on_crash, self._queue, host.name)
         executor = Executor(

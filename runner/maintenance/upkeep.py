@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import gevent
 
-from bananas.errors import BananasError, EngineUnavailable, RedisUnavailable
+from bananas.errors import BananasError, EngineUnavailable, ImageMissing, RedisUnavailable
 from bananas.protocols import SandboxProfile
 from bananas.spec import FunctionSpec, Version
 from runner.alarm import Alarm
@@ -118,8 +118,13 @@ class Upkeep(GreenletService):
         """One profile for each runtime in use, and for ``python`` in the default pool before anything is deployed."""
         profiles = {}
         for version in versions:
-            if pool.name in _pools_of(version.spec) and version.spec.runtime in self._catalog.runtimes:
-                profiles[self._catalog.profile(pool.name, version)] = True
+            if pool.name not in _pools_of(version.spec):
+                continue
+            if version.spec.contract == "http" or version.spec.runtime in self._catalog.runtimes:
+                try:
+                    profiles[self._catalog.profile(pool.name, version)] = True
+                except ImageMissing as e:
+                    self._say(str(e))
         python = self._catalog.runtimes.get("python")
         if pool.name == "default" and python is not None:
             profiles[self._catalog.profile_on(pool.name, python)] = True

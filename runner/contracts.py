@@ -1,0 +1,34 @@
+"""Every way to talk to the code in a sandbox, by name: the shims, and the contracts of images that are not ours.
+
+``SandboxProfile.shim`` names one. The supervisor gives ``Contracts`` to the pools as their factory. Another contract is
+another entry in ``of_runner``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bananas.protocols import Sandbox, SandboxFactory, SandboxProfile
+from bananas.spec import RuntimeInfo
+from runner.contract_exec import ExecFactory
+from runner.contract_http import HttpFactory
+from runner.own_container import Workshop
+from runner.sandbox import DockerSandboxFactory
+
+
+class Contracts:
+    """See ``bananas.protocols.SandboxFactory``."""
+
+    def __init__(self, shims: SandboxFactory, others: Mapping[str, SandboxFactory]) -> None:
+        """``shims`` makes whatever ``others`` has no entry for."""
+        self._shims = shims
+        self._others = others
+
+    def create(self, profile: SandboxProfile) -> Sandbox:
+        """A started stem. Raises SandboxStartError, ImageMissing or EngineUnavailable."""
+        return self._others.get(profile.shim, self._shims).create(profile)
+
+
+def of_runner(shims: DockerSandboxFactory, workshop: Workshop, python: Callable[[], RuntimeInfo | None]) -> Contracts:
+    """The contracts of a real runner; ``python`` says which image helpers are of."""
+    return Contracts(shims, {"http": HttpFactory(workshop, python), "exec": ExecFactory(workshop)})

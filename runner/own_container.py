@@ -1,0 +1,144 @@
+"""A container of a user's own image: made behind the same walls as every sandbox, with its output read as it comes.
+
+What ``contract_http`` and ``contract_exec`` have in common. The function's files are at /run/bananas/code, read-only;
+the program is the image's, or ``command``. Never pulls an image.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import gevent
+
+from bananas.errors import EngineUnavailable, SandboxStartError
+from bananas.protocols import Binding, ExitInfo, SandboxProfile
+from runner.access import Access
+from runner.bundles import BundleCache
+from runner.docker_driver import Engine
+from runner.gpus import Lease
+from runner.streams import Streams
+
+log = logging.getLogger(__name__)
+
+#: For the last output after a kill.
+LAST_OUTPUT_S = 2.0
+#: The engine says 128 + signal for a process that was killed.
+_SIGNALLED = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What such containers are made with; one per runner."""
+
+    engine: Engine
+    bundles: BundleCache
+    directory: Path
+    labels: dict[str, str]
+    access: Access
+
+    def create(
+        self,
+        name: str,
+        profile: SandboxProfile,
+        binding: Binding,
+        env: dict[str, str],
+        *,
+        network: str,
+        stdin: bool = False,
+    ) -> OwnContainer:
+        """A container that is not started yet; ``env`` comes on top of the function's. ``name`` is unique.
+
+        Whatever fails, nothing is left behind. Raises SandboxStartError, ImageMissing or EngineUnavailable.
+        """
+        if binding.secrets:
+            raise SandboxStartError(
+                f"function {binding.function!r}: secrets reach no image of one's own in this release"
+            )
+        directory = self.directory / f"{name}-own"
+        container_id: str | None = None
+        lease: Lease | None = None
+        try:
+            directory.mkdir(mode=0o755)
+            directory.chmod(0o755)
+            self.bundles.link_into(binding.code, directory / "code")
+            lease = self.access.lease(profile)
+            container_id = self.engine.create_own(
+                profile,
+                directory,
+                binding.command,
+                {**binding.env, **env},
+                self.labels,
+                network=network,
+                gpus=lease.devices if lease is not None else (),
+                stdin=stdin,
+            )
+            streams = Streams(self.engine.attach(container_id, stdin=stdin))
+        except BaseException as e:
+            if container_id is not None:
+                _remove(self.engine, container_id)
+            if lease is not None:
+                lease.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            if isinstance(e, OSError):
+                raise SandboxStartError(f"a container of image {profile.image} could not be prepared: {e}") from e
+            raise
+        return OwnContainer(self.engine, container_id, profile, directory, streams, lease)
+
+
+class OwnContainer:
+    """One container, from its creation to its removal. One owner."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        container_id: str,
+        profile: SandboxProfile,
+        directory: Path,
+        streams: Streams,
+        lease: Lease | None,
+    ) -> None:
+        self.streams = streams
+        self._engine = engine
+        self._container_id = container_id
+        self._profile = profile
+        self._directory = directory
+        self._lease = lease
+
+    def start(self) -> None:
+        """Raises SandboxStartError with the engine's words, such as for a program that is not in the image."""
+        self._engine.start(self._container_id, self._profile.pool)
+
+    def exit_info(self, timeout_s: float) -> ExitInfo:
+        """How it ended, waiting for that if need be; unknown when it still runs."""
+        exited = self._engine.wait_exit(self._container_id, max(1, round(timeout_s)))
+        if exited is None:
+            return ExitInfo()
+        if exited.status > _SIGNALLED:
+            return ExitInfo(None, exited.status - _SIGNALLED, exited.oom)
+        return ExitInfo(exited.status, None, exited.oom)
+
+    def kill_soon(self) -> None:
+        """Kill it from another greenlet; its owner still calls ``end``."""
+        gevent.spawn(_remove, self._engine, self._container_id)
+
+    def end(self) -> ExitInfo:
+        """Kill and remove it, so that nothing in it lives on; says how it had ended, if it did by itself."""
+        info = self.exit_info(1) if self.streams.ended.is_set() else ExitInfo()
+        _remove(self._engine, self._container_id)
+        # What it still printed goes to whoever listens.
+        self.streams.ended.wait(LAST_OUTPUT_S)
+        self.streams.close()
+        if self._lease is not None:
+            self._lease.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return info
+
+
+def _remove(engine: Engine, container_id: str) -> None:
+    try:
+        engine.remove(container_id)
+    except EngineUnavailable as e:
+        log.warning("left for the sweep: %s", e)
