@@ -28,8 +28,10 @@ from tests.setup.machines import ROOT_S
 NAME = "bananas/python:3.13-debian13"
 TAG = "bananas/test:debian"
 HANDLER = """
-import sys, markupsafe, markupsafe._speedups
-def handle(event, context):
+import asyncio, sys, markupsafe, markupsafe._speedups
+async def handle(event, context):
+    asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
     return ["%d.%d" % sys.version_info[:2], markupsafe._speedups.__file__.split("/")[-1], str(markupsafe.escape("<"))]
 """
 MANIFEST = """
@@ -102,7 +104,7 @@ def test_the_whole_standard_library_works_in_it(engine: docker.DockerClient, tri
 def test_two_pythons_serve_side_by_side_each_with_its_own_wheels(
     trixie: RuntimeInfo, base_image: RuntimeInfo, redis_server: str
 ) -> None:
-    """Compiled requirements are installed for the runtime of each function."""
+    """Compiled requirements are installed for the runtime of each function, and async handlers work in both."""
     del trixie
     with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
         client.flushall()
@@ -118,8 +120,9 @@ def test_two_pythons_serve_side_by_side_each_with_its_own_wheels(
         host = f"{sys.version_info[0]}{sys.version_info[1]}"
         machine = os.uname().machine
         for name, tag, version in (("old", host, f"{host[0]}.{host[1:]}"), ("new", "313", "3.13")):
-            answer = json.loads(platform.client.invoke(name))
-            assert answer == [version, f"_speedups.cpython-{tag}-{machine}-linux-gnu.so", "&lt;"]
+            record = platform.client.job(platform.client.submit(name)["id"], wait_s=30)
+            assert "left 1 task running, now cancelled: sleep" in platform.client.logs(record["id"])
+            assert record["result"] == [version, f"_speedups.cpython-{tag}-{machine}-linux-gnu.so", "&lt;"]
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
