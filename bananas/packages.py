@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Final
 
 from bananas.errors import DeployError
+from bananas.pack import IGNORE
 
 TIMEOUT_S: Final = 300
 #: How much of npm's words an error shows.
 _SAID_CHARS: Final = 4000
 _ABI = re.compile(r"node\d+-(x86_64|aarch64)-(glibc|musl)\d+\.\d+")
 _CPUS: Final = {"x86_64": "x64", "aarch64": "arm64"}
-_FILES: Final = ("package.json", "package-lock.json", "npm-shrinkwrap.json", ".npmrc")
-_OPTIONS: Final = ("--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error")
+_LOCKS: Final = ("package-lock.json", "npm-shrinkwrap.json")
+#: ``--install-links``: what a function keeps beside its code is copied, since a link out of node_modules is not packed.
+_OPTIONS: Final = (
+    *("--omit=dev", "--ignore-scripts", "--install-links"),
+    *("--no-audit", "--no-fund", "--no-progress", "--loglevel=error"),
+)
 
 
 def wanted(folder: Path) -> bytes | None:
@@ -44,7 +49,7 @@ def wanted(folder: Path) -> bytes | None:
 
 
 def _locks(folder: Path) -> list[Path]:
-    return [path for name in _FILES[1:3] if (path := folder / name).is_file()]
+    return [path for name in _LOCKS if (path := folder / name).is_file()]
 
 
 def install(folder: Path, abi: str, target: Path) -> None:
@@ -63,10 +68,10 @@ def install(folder: Path, abi: str, target: Path) -> None:
             "install npm, or deploy from a folder that has its node_modules"
         )
     work = target.with_name(f"{target.name}.work")
-    work.mkdir()
-    for name in _FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, work / name)
+    try:
+        shutil.copytree(folder, work, symlinks=True, ignore=shutil.ignore_patterns(*IGNORE))
+    except (OSError, shutil.Error) as e:
+        raise DeployError(f"{folder} cannot be copied to install its packages: {e}") from e
     command = [npm, "ci" if _locks(folder) else "install", *_OPTIONS]
     platform = ("--os=linux", f"--cpu={_CPUS[match[1]]}", f"--libc={match[2]}")
     _run([*command, *platform], work, folder / "package.json")
