@@ -30,6 +30,7 @@ EXIT_INTERRUPTED = 130
 
 #: Command → the module below this package that defines it, in the order of the help.
 COMMANDS = {
+    "init": "newapp",
     "up": "services",
     "dev": "services",
     "deploy": "manifests",
