@@ -40,6 +40,8 @@ PROTOCOL = 1
 CONNECT_TIMEOUT_S = 20.0
 #: From the order to end until everything in the sandbox is dead and its last words are read.
 END_TIMEOUT_S = 2
+#: The longest delay of a retry that is passed on; no policy's cap is longer.
+_LONGEST_RETRY_S = 1e9
 
 OnLog = Callable[[bytes], None]
 OnProgress = Callable[[bytes], None]
@@ -83,9 +85,7 @@ class DockerSandbox:
         """Link the code in, send ``init``, wait for ``ready``; returns the ms it took."""
         began = time.monotonic()
         try:
-            self._bundles.link_into(binding.code, self._directory / "code")
-            if binding.deps:
-                self._bundles.link_into(binding.deps, self._directory / SHIMS[self.profile.shim].deps)
+            self._put_code(binding)
         except OSError as e:
             raise SandboxStartError(f"the code of {binding.function!r} could not be put in place: {e}") from e
         meta = {
@@ -107,6 +107,12 @@ class DockerSandbox:
         if frame.kind == framing.ERROR:
             raise HandlerLoadError(_clean_error(frame.meta))
         return (time.monotonic() - began) * 1000
+
+    def _put_code(self, binding: Binding) -> None:
+        """Raises OSError."""
+        self._bundles.link_into(binding.code, self._directory / "code")
+        if binding.deps:
+            self._bundles.link_into(binding.deps, self._directory / SHIMS[self.profile.shim].deps)
 
     def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """One call; the deadline runs from the ``invoke`` frame."""
@@ -355,8 +361,8 @@ def _clean_error(meta: dict[str, Any]) -> dict[str, Any]:
     if meta.get("permanent") is True:
         error["permanent"] = True
     retry_after = meta.get("retry_after_s")
-    if isinstance(retry_after, int | float) and not isinstance(retry_after, bool) and 0 <= retry_after < 1e9:
-        error["retry_after_s"] = float(retry_after)
+    if isinstance(retry_after, int | float) and not isinstance(retry_after, bool) and retry_after >= 0:
+        error["retry_after_s"] = float(min(retry_after, _LONGEST_RETRY_S))
     return error
 
 

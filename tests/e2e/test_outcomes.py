@@ -109,8 +109,10 @@ def test_what_a_runner_reports(app: Platform, name: str) -> None:
         ("Retry(after_s=0.3)", "    retries: {max: 2, base: 1m}"),
         # With it, but for the cap, an hour.
         ("Retry(3600, 'later')", "    retries: {max: 2, base: 300ms, cap: 300ms}"),
+        # With it, but for the cap, for ever.
+        ("Retry(1e12)", "    retries: {max: 2, base: 100ms, factor: 1, cap: 300ms}"),
     ],
-    ids=["chosen", "capped"],
+    ids=["chosen", "capped", "for ever"],
 )
 def test_a_handler_chooses_the_delay_of_its_retry(app: Platform, wish: str, settings: str) -> None:
     """Retry(after_s) is an error that uses one retry, after that many seconds or the policy's cap."""
@@ -119,7 +121,7 @@ def test_a_handler_chooses_the_delay_of_its_retry(app: Platform, wish: str, sett
     record = app.finished(app.client.submit("waits")["id"])
     assert (record["status"], record["reason"], outcomes(record)) == ("failed", "retries_exhausted", ["error"] * 3)
     assert record["error"]["type"] == "Retry"
-    assert record["error"]["retry_after_s"] in (0.3, 3600)
+    assert record["error"]["retry_after_s"] in (0.3, 3600, 1e9)
     took_s = seconds(record["finished_at"]) - seconds(record["created_at"])
     assert 0.6 <= took_s < 20
 
