@@ -6,7 +6,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 
 | key (after the tag) | type | holds | lifetime |
 |---|---|---|---|
-| ``job:<id>`` | HASH | one job, see below | while live; then its result TTL |
+| ``job:<id>`` | HASH | one job, see below | while live; then its result TTL, up to 60 s more until it is swept |
 | ``lane:<pool>:<priority>`` | LIST | ids ready to run, oldest first | empties itself |
 | ``stride:<pool>`` | HASH | ``v`` virtual time, pass and weight (``w:…``) of each lane, ``maxc`` | for ever |
 | ``bell:<pool>`` | ZSET | one member while somebody should look at the pool | empties itself |
@@ -23,14 +23,17 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``held:<function>`` | LIST | slots (Unix ms) that wait until the job of the one before is over | empties itself |
 | ``dead`` | ZSET | id → time of death (Unix ms) | 14 days, at most 100,000 |
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
+| ``jobs:<function>`` | ZSET | id → created (Unix ms), every record of the function, for lists | with the record |
+| ``unlisted`` | SET | removed functions whose jobs are still listed | until they are gone |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
 | ``inbox:<runner>`` | LIST | ``cancel <id> <token>``, ``pools`` changed, ``deployed <function>`` | 60 s after a push |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
-| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while current or a live job needs it; then 7 days |
-| ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; for ever once deployed |
+| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while it is one of the last 20 or a live job needs it; then 7 days |
+| ``versions:<name>`` | ZSET | its last 20 versions → deployed (Unix ms) | until removed |
+| ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; once deployed as long as a version needs it |
 | ``pools`` | HASH | name → pool spec (JSON) | |
 | ``pools:rev`` | STRING | counts changes of ``pools`` and ``secrets`` | |
 | ``secrets`` | HASH | name → version, time and sealed value (MessagePack), see ``bananas.secrets`` | until removed |
@@ -84,6 +87,7 @@ RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"
 EXPIRING: Final = PREFIX + "expiring"
 SCHEDULES: Final = PREFIX + "schedules"
+UNLISTED: Final = PREFIX + "unlisted"
 
 #: Upper bounds in ms of the duration histogram, as in the counter fields.
 DURATION_BUCKETS_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
@@ -97,6 +101,11 @@ def job(job_id: str) -> str:
 def tomb(job_id: str) -> str:
     """STRING that remembers an expired record."""
     return f"{PREFIX}tomb:{job_id}"
+
+
+def jobs(function: str) -> str:
+    """ZSET of a function's records by their creation."""
+    return f"{PREFIX}jobs:{function}"
 
 
 def lane(pool: str, priority: Priority) -> str:
@@ -162,6 +171,11 @@ def function(name: str) -> str:
 def version(name: str, version_id: str) -> str:
     """STRING of one version."""
     return f"{PREFIX}version:{name}@{version_id}"
+
+
+def versions(name: str) -> str:
+    """ZSET of a function's kept versions by the time of their deploy."""
+    return f"{PREFIX}versions:{name}"
 
 
 def bundle(sha256: str) -> str:

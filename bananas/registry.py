@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -127,31 +126,71 @@ class Registry:
         if spec.schedule is not None:
             schedules.check(name, spec.schedule)
         version = deployment.version()
-        wanted = [sha for sha in (bundles.code, bundles.deps) if sha]
         with self._connections.guard():
             if self._redis.hget(keys.function(name), "version") == version.encode():
                 return self.current(name), False
-            for sha in wanted:
-                self._redis.persist(keys.bundle(sha))
-                if not self._redis.exists(keys.bundle(sha)):
-                    raise errors.UnknownBundle(f"bundle {sha} was not uploaded; PUT /bundles/{sha} first")
-            known_pools = {"default", *self.pools()}
-            for pool in (spec.pool, *spec.allow_pools):
-                if pool not in known_pools:
-                    raise errors.UnknownPool(
-                        f"pool {pool!r} of function {name!r} does not exist; PUT /pools/{pool} first"
-                    )
-            self._check_secrets(name, spec.secrets)
             record = Version(
                 function=name,
                 version=version,
                 spec=spec,
                 bundles=bundles,
                 abi=deployment.abi,
-                deployed_at_ms=time.time_ns() // 1_000_000,
+                deployed_at_ms=self._now_ms(),
             )
+            self._check(record)
             self._switch(record)
         return record, True
+
+    def rollback(self, name: str, version: str | None = None) -> tuple[Version, bool]:
+        """Make a kept version the current one again; None: the one deployed before it. Returns as ``deploy`` does.
+
+        Its place among the versions stays, so that another rollback goes further back. Raises UnknownFunction,
+        VersionGone, or what ``deploy`` raises when something that it needs is gone.
+        """
+        with self._connections.guard():
+            current = self.current(name)
+            kept = self._kept(name)
+            if version is None:
+                at = kept.index(current.version) if current.version in kept else -1
+                if at <= 0:
+                    raise errors.VersionGone(f"no version of function {name!r} from before {current.version} is kept")
+                version = kept[at - 1]
+            elif version not in (*kept, current.version):
+                raise errors.VersionGone(
+                    f"version {version[:60]!r} of function {name!r} is not kept; kept are {', '.join(kept)}"
+                )
+            if version == current.version:
+                return current, False
+            record = self.version(name, version)
+            self._check(record)
+            self._switch(record, is_new=False)
+        return record, True
+
+    def history(self, name: str) -> list[Version]:
+        """The kept versions, deployed last first; raises UnknownFunction."""
+        with self._connections.guard():
+            if not self._redis.exists(keys.function(name)):
+                raise errors.UnknownFunction(f"no function {name!r} is deployed", function=name)
+            kept = self._kept(name)
+            raw = self._redis.mget([keys.version(name, version) for version in kept]) if kept else []
+        return [msgspec.json.decode(text, type=Version) for text in reversed(raw) if text is not None]
+
+    def _kept(self, name: str) -> list[str]:
+        """Oldest first."""
+        return [version.decode() for version in self._redis.zrange(keys.versions(name), 0, -1)]
+
+    def _check(self, record: Version) -> None:
+        """Everything that a version needs must be there, and stays from now on."""
+        name, spec = record.function, record.spec
+        for sha in record.bundles.archives:
+            self._redis.persist(keys.bundle(sha))
+            if not self._redis.exists(keys.bundle(sha)):
+                raise errors.UnknownBundle(f"bundle {sha} was not uploaded; PUT /bundles/{sha} first")
+        known_pools = {"default", *self.pools()}
+        for pool in (spec.pool, *spec.allow_pools):
+            if pool not in known_pools:
+                raise errors.UnknownPool(f"pool {pool!r} of function {name!r} does not exist; PUT /pools/{pool} first")
+        self._check_secrets(name, spec.secrets)
 
     def _check_secrets(self, name: str, wanted: Sequence[str]) -> None:
         found = self._redis.hmget(keys.SECRETS, list(wanted)) if wanted else []
@@ -162,12 +201,15 @@ class Registry:
                 f"`bananas secret set {missing[0]}` first"
             )
 
-    def _switch(self, record: Version) -> None:
+    def _switch(self, record: Version, *, is_new: bool = True) -> None:
+        """``is_new``: it was deployed now, so it is the last of the kept versions."""
         spec = record.spec
-        previous = self._redis.hget(keys.function(record.function), "version")
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.version(record.function, record.version), record.encode())
+        for sha in record.bundles.archives:
+            pipe.persist(keys.bundle(sha))  # in this transaction, see bananas.leftovers
         pipe.sadd(keys.FUNCTIONS, record.function)
+        pipe.srem(keys.UNLISTED, record.function)
         pipe.hset(
             keys.function(record.function),
             mapping={
@@ -183,11 +225,23 @@ class Registry:
             },
         )
         schedules.set_in(pipe, self._scripts, record.function, spec.schedule)
-        if previous and previous.decode() != record.version:
-            pipe.expire(keys.version(record.function, previous.decode()), LIMITS.old_version_s)
+        self._keep(pipe, record, is_new)
         push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), record.function)
         pipe.execute()
         self._run("unpark", record.function)
+
+    def _keep(self, pipe: Any, record: Version, is_new: bool) -> None:
+        """Put it among the kept versions, and let go of those that are too old."""
+        name = record.function
+        kept = self._kept(name)
+        if is_new:
+            kept = [version for version in kept if version != record.version] + [record.version]
+            pipe.zadd(keys.versions(name), {record.version: record.deployed_at_ms})
+        for version in [version for version in kept if version != record.version][
+            : max(0, len(kept) - LIMITS.versions)
+        ]:
+            pipe.zrem(keys.versions(name), version)
+            pipe.expire(keys.version(name, version), LIMITS.old_version_s)
 
     def current(self, name: str) -> Version:
         """The version that new jobs get; raises UnknownFunction."""
@@ -235,11 +289,13 @@ class Registry:
         with self._connections.guard():
             version = self._redis.hget(keys.function(name), "version")
             pipe = self._redis.pipeline(transaction=True)
-            pipe.delete(keys.function(name))
+            pipe.delete(keys.function(name), keys.versions(name))
             pipe.srem(keys.FUNCTIONS, name)
             schedules.set_in(pipe, self._scripts, name, None)
             if version:
-                pipe.expire(keys.version(name, version.decode()), LIMITS.old_version_s)
+                pipe.sadd(keys.UNLISTED, name)
+                for old in {version.decode(), *self._kept(name)}:
+                    pipe.expire(keys.version(name, old), LIMITS.old_version_s)
             push_deployed(pipe, self._redis.hkeys(keys.RUNNERS), name)
             pipe.execute()
             self._run("unpark", name)

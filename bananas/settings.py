@@ -74,7 +74,9 @@ class Limits:
     #: One secret's value, and secrets of one function: together they fit into a sandbox's /run/secrets.
     secret_bytes: int = 32 * KIB
     secrets: int = 16
-    #: A version that is not current any more stays this long after the janitor last saw a live job of it; so long all
+    #: The latest versions of each function are kept for a rollback.
+    versions: int = 20
+    #: A version that is not kept any more stays this long after the janitor last saw a live job of it; so long all
     #: runners may be away.
     old_version_s: int = 7 * 24 * 3600
     #: One frame of the shim protocol.

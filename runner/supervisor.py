@@ -21,6 +21,7 @@ from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
 from bananas.health import Health
 from bananas.notify import Notifier
+from bananas.leftovers import Leftovers
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
@@ -166,7 +167,7 @@ class Supervisor:
             self._promoter,
             Scheduler(self._on_crash, Schedules(self._connections)),
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
-            Janitor(self._on_crash, self._queue, host, bundles),
+            Janitor(self._on_crash, self._queue, Leftovers(self._connections), host, bundles),
             _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
             _Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
             self._upkeep,

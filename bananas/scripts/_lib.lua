@@ -26,6 +26,7 @@ local function parked_key(fn) return P .. 'parked:' .. fn end
 local function called_key(fn) return P .. 'called:' .. fn end
 local function running_key(fn) return P .. 'running:' .. fn end
 local function busy_key(pool) return P .. 'busy:' .. pool end
+local function listed_key(fn) return P .. 'jobs:' .. fn end
 local function version_key(fn, ver) return P .. 'version:' .. fn .. '@' .. ver end
 
 local function count(field, by) redis.call('HINCRBY', K.counters, field, by or 1) end
@@ -94,6 +95,14 @@ end
 -- together, in the order of their numbers.
 local function ticket(pool, prio, number, id)
   return pool .. ':' .. RANK[prio] .. ':' .. string.format('%016.0f', tonumber(number)) .. ':' .. id
+end
+
+-- Drop a record, and its place in the list of its function; a tombstone tells for a while that it was here.
+local function bury(id, seconds)
+  local fn = redis.call('HGET', job_key(id), 'fn')
+  if fn then redis.call('ZREM', listed_key(fn), id) end
+  redis.call('DEL', job_key(id))
+  redis.call('SET', P .. 'tomb:' .. id, '', 'EX', seconds)
 end
 
 -- Set a job aside whose function is at its max_concurrency. It keeps the number of its first time, so that the jobs of
@@ -246,6 +255,10 @@ local function unique_again(key, id, state)
   end
 end
 
+-- A record ends by itself only when no janitor has dropped it this long (ms) after its time: who drops it must still
+-- read whose job it was.
+local UNSWEPT_MS = 60000
+
 -- End a job that is in no lane, schedule or lease any more. `o` as for notify, plus now, reason, error, ttl (ms).
 -- Failed jobs are dead letters; completed and cancelled ones are done. The record goes when its time is over.
 local function finish(id, o)
@@ -257,7 +270,7 @@ local function finish(id, o)
   else
     redis.call('ZADD', K.done, o.now + o.ttl, id)
   end
-  redis.call('PEXPIRE', key, o.ttl)
+  redis.call('PEXPIRE', key, o.ttl + UNSWEPT_MS)
   o.id = id
   local extra = redis.call('HMGET', key, 'waiters', 'uniq')
   notify(key, o, extra[1])
@@ -345,6 +358,7 @@ local function create(j)
     redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
   end
   if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
+  redis.call('ZADD', listed_key(j.fn), now, j.id)
   count('enqueued:' .. j.fn)
   if state == 'scheduled' then
     schedule_push(pool, j.id, due)

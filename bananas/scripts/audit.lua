@@ -7,7 +7,7 @@
 -- ARGV     1 prefix, 2 1: look at running:<function>, called:<function> and busy:<pool> too, 3 ms that an old version is
 --          kept for, then ids of jobs
 -- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
---          version:<function>@<version>, functions, pools
+--          version:<function>@<version>, jobs:<function>, functions, pools
 -- returns  {kind, how many, ...} of what was repaired
 local LONG_LANE = 1000
 local now, keep_ms = now_ms(), tonumber(ARGV[3])
@@ -62,7 +62,7 @@ local unparked = {}
 local function look(id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq',
-    'ver')
+    'ver', 'created')
   local state, fn, pool, prio = j[1], j[2], j[3], j[4]
   if not (state and fn and pool and prio and j[6] and j[7]) then
     if redis.call('DEL', key) == 1 then note('fragment') end
@@ -81,6 +81,7 @@ local function look(id)
   elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.done, id) > 0 then
     note('stray')
   end
+  if j[11] and redis.call('ZADD', listed_key(fn), 'NX', j[11], id) == 1 then note('listed') end
   if not ended and j[10] then keep_version(fn, j[10], keep_ms) end
   if state == 'processing' then
     if not redis.call('ZSCORE', K.leases, id) then

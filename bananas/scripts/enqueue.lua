@@ -5,7 +5,7 @@
 --          priority or '', timeout ms or '', max retries or '', delay ms, run at (Unix ms) or '', expires after ms or '',
 --          reply list or '', unique key or ''
 -- derived  fn:<function> HASH (read), job:<id> HASH, lane:<pool>:<priority> LIST, stride:<pool>, bell:<pool>,
---          unique:<function>:<key> STRING, parked:<function> (read)
+--          unique:<function>:<key> STRING, parked:<function> (read), jobs:<function> ZSET
 -- returns  {answer of create() per job}
 local answers = {}
 for i = 3, #ARGV, 12 do

@@ -2,13 +2,12 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 tombstone seconds, then ids
--- derived  job:<id>, tomb:<id>
+-- derived  job:<id>, jobs:<function>, tomb:<id>
 -- returns  letters dropped
 local dropped = 0
 for i = 3, #ARGV do
   if redis.call('ZREM', K.dead, ARGV[i]) == 1 then
-    redis.call('DEL', job_key(ARGV[i]))
-    redis.call('SET', P .. 'tomb:' .. ARGV[i], '', 'EX', tonumber(ARGV[2]))
+    bury(ARGV[i], tonumber(ARGV[2]))
     dropped = dropped + 1
   end
 end

@@ -2,15 +2,14 @@
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 most records to drop, 3 dead letter ttl ms, 4 most dead letters, 5 tombstone seconds
--- derived  job:<id>, tomb:<id>
+-- derived  job:<id>, jobs:<function>, tomb:<id>
 -- returns  records dropped
 local now, most = now_ms(), tonumber(ARGV[2])
 local dropped = 0
 local function drop(index, ids)
   for _, id in ipairs(ids) do
     redis.call('ZREM', index, id)
-    redis.call('DEL', job_key(id))
-    redis.call('SET', P .. 'tomb:' .. id, '', 'EX', tonumber(ARGV[5]))
+    bury(id, tonumber(ARGV[5]))
     dropped = dropped + 1
   end
 end

@@ -1,4 +1,5 @@
-"""Keeps Redis and this host tidy: records whose time is over, containers of runners that are gone, the bundle cache.
+"""Keeps Redis and this host tidy: records whose time is over, archives that no version needs, containers of runners
+that are gone, the bundle cache.
 
 It also audits the queue, some records in each round: what should not exist is put right, counted and told.
 """
@@ -9,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from bananas.errors import EngineUnavailable
+from bananas.leftovers import Leftovers
 from bananas.queue import Queue
 from runner.bundles import BundleCache
 from runner.host import Host
@@ -29,10 +31,16 @@ class Janitor(PeriodicService):
     name = "janitor"
 
     def __init__(
-        self, on_crash: Callable[[str, BaseException], None], queue: Queue, host: Host, bundles: BundleCache
+        self,
+        on_crash: Callable[[str, BaseException], None],
+        queue: Queue,
+        leftovers: Leftovers,
+        host: Host,
+        bundles: BundleCache,
     ) -> None:
         super().__init__(on_crash, _PERIOD_S)
         self._queue = queue
+        self._leftovers = leftovers
         self._host = host
         self._bundles = bundles
         #: Where the audit goes on.
@@ -46,7 +54,14 @@ class Janitor(PeriodicService):
         except EngineUnavailable as e:
             log.warning("janitor: %s", e)
         self._audit()
+        self._tidy()
         return 0.0 if self._queue.sweep(_BATCH) >= _BATCH else None
+
+    def _tidy(self) -> None:
+        for _ in range(_AUDIT_LOOKS):
+            self._leftovers.forget(_AUDIT_COUNT)
+            if gone := self._leftovers.look(_BATCH):
+                log.info("%d archives that no version needs go in an hour", gone)
 
     def _audit(self) -> None:
         for _ in range(_AUDIT_LOOKS):

@@ -15,7 +15,7 @@ from typing import Any
 
 from bananas import keys
 from bananas.redis_client import Connections
-from tests.property.model import LIVE, PRIORITIES, RESULT_TTL_MS, Job, Model, Now, Time
+from tests.property.model import LIVE, PRIORITIES, RESULT_TTL_MS, UNSWEPT_MS, Job, Model, Now, Time
 
 _DUMP = """
 local READ = {
@@ -30,7 +30,8 @@ local out = {t[1] * 1000 + math.floor(t[2] / 1000)}
 for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
   local short = string.sub(key, #ARGV[1] + 1)
   local kind = string.match(short, '^[^:]+')
-  if not (kind == 'fn' or kind == 'version' or kind == 'bundle' or kind == 'functions' or kind == 'pools') then
+  local is_of_registry = {fn = 1, version = 1, versions = 1, bundle = 1, functions = 1, pools = 1}
+  if not is_of_registry[kind] then
     out[#out + 1] = {short, READ[redis.call('TYPE', key).ok](key), redis.call('PTTL', key)}
   end
 end
@@ -76,7 +77,7 @@ class Inspector:
 def compare(model: Model, dump: Dump) -> None:
     """Raise AssertionError with the place where the server differs from the model."""
     known = {"job", "lane", "stride", "bell", "running", "busy", "parked", "called", "unique", "tomb", "reply", "inbox"}
-    known |= {"schedule", "leases", "expiring", "dead", "done", "park", "counters"}
+    known |= {"schedule", "leases", "expiring", "dead", "done", "park", "counters", "jobs", "unlisted"}
     unknown = [key for key in dump.values if key.split(":")[0] not in known]
     assert not unknown, f"keys that nobody knows: {unknown}"
     _compare_jobs(model, dump)
@@ -122,7 +123,7 @@ def _compare_jobs(model: Model, dump: Dump) -> None:
         ttl = dump.ttl_ms[f"job:{job_id}"]
         _equal(f"whether record {job_id} ends", ttl != -1, job.state not in LIVE)
         if job.state in ("completed", "cancelled"):
-            assert 0 < ttl <= RESULT_TTL_MS
+            assert 0 < ttl <= RESULT_TTL_MS + UNSWEPT_MS
 
 
 @lru_cache(maxsize=2000)
@@ -191,6 +192,13 @@ def _compare_pools(model: Model, dump: Dump) -> None:
 
 
 def _compare_rest(model: Model, dump: Dump) -> None:
+    listed = {
+        fn: {i.decode(): int(float(at)) for i, at in dump.pairs(f"jobs:{fn}").items()} for fn in dump.below("jobs")
+    }
+    _equal("lists", {fn: set(found) for fn, found in listed.items()}, {fn: i for fn, i in model.listed.items() if i})
+    created = {job.id: listed[job.fn][job.id] for job in model.jobs.values()}
+    _equal("lists' times", created, {job.id: job.created for job in model.jobs.values()})
+    _equal("unlisted", {fn.decode() for fn in dump.values.get("unlisted", [])}, model.unlisted)
     _equal("tombs", set(dump.below("tomb")), model.tombs)
     counters = {name.decode(): float(value) for name, value in dump.pairs("counters").items()}
     _equal("counters", counters, dict(model.counters))

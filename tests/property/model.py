@@ -21,6 +21,8 @@ LIVE = ("pending", "scheduled", "parked", "processing")
 STRIDE = 1008
 #: How long a completed or cancelled job, and a dead letter, is kept.
 RESULT_TTL_MS = 3_600_000
+#: What a record stays beyond that when nobody sweeps.
+UNSWEPT_MS = 60_000
 DEAD_TTL_MS = 14 * 24 * 3_600_000
 
 
@@ -146,6 +148,9 @@ class Model:
         self.perhaps: set[str] = set()
         self.unique: dict[tuple[str, str], dict[str, Any]] = {}
         self.tombs: set[str] = set()
+        #: Per function the ids in its list, and the removed functions that still have one.
+        self.listed: dict[str, set[str]] = defaultdict(set)
+        self.unlisted: set[str] = set()
         self.replies: dict[str, list[tuple[str, str, int | None, bytes | None]]] = defaultdict(list)
         self.inbox: dict[str, list[str]] = defaultdict(list)
         self.counters: Counter[str] = Counter()

@@ -65,6 +65,7 @@ class QueueModel(Model):
             expires=0 if new.expires_ms is None else Now(new.expires_ms),
         )
         self.jobs[new.id] = job
+        self.listed[new.fn].add(new.id)
         self.done.pop(new.id, None)
         self.dead.pop(new.id, None)
         if new.expires_ms is not None:
@@ -284,7 +285,9 @@ class QueueModel(Model):
         for job_id in ids:
             self.done.pop(job_id, None)
             self.dead.pop(job_id, None)
-            self.jobs.pop(job_id, None)
+            job = self.jobs.pop(job_id, None)
+            if job:
+                self.listed[job.fn].discard(job_id)
             self.tombs.add(job_id)
 
     # -- operators --------------------------------------------------------------------------------------------
@@ -340,12 +343,15 @@ class QueueModel(Model):
         is_new = name not in self.functions or self.functions[name].version != function.version
         self.functions[name] = function
         self.versions.add((name, function.version))
+        self.unlisted.discard(name)
         if is_new:
             self.call(name)
 
     def remove(self, name: str) -> bool:
         """Whether it was there; its jobs go on without a limit."""
         was_there = self.functions.pop(name, None) is not None
+        if was_there:
+            self.unlisted.add(name)
         self.call(name)
         return was_there
 
