@@ -151,7 +151,7 @@ def pack(folder: Path, *, ignore: Sequence[str] = IGNORE) -> Bundle:
     pattern without a slash is compared with the name of every file and folder, one with a slash with the whole path
     from the folder. Raises DeployError naming the file, its size and the limit.
     """
-    files = _Files(folder.resolve(), (*ignore, *_own_patterns(folder)))
+    files = _Files(folder.resolve(), (*ignore, *own_patterns(folder)))
     out = _Bounded(folder)
     try:
         # The name and time of a gzip header would make equal folders differ.
@@ -177,7 +177,8 @@ def _add(archive: tarfile.TarFile, name: str, path: Path, status: os.stat_result
             raise DeployError(f"{path} grew while it was packed; deploy again when nothing writes to it")
 
 
-def _own_patterns(folder: Path) -> tuple[str, ...]:
+def own_patterns(folder: Path) -> tuple[str, ...]:
+    """What the folder's ``.bananasignore`` lists; raises DeployError."""
     path = folder / IGNORE_FILE
     try:
         with path.open("rb") as file:

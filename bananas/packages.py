@@ -1,8 +1,8 @@
 """Install what a Node function's ``package.json`` asks for, for the machine that will run it.
 
 Runs npm with its own settings, without the packages' scripts, so that nothing of theirs runs here. A function folder
-that brings its ``node_modules`` is packed as it is, and nothing is installed. Called by ``bananas.deploy``; the
-services never install anything.
+that brings its ``node_modules`` is packed as it is and nothing is installed, unless its
+``.bananasignore`` lists them. Called by ``bananas.deploy``; the services never install anything.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from bananas.errors import DeployError
-from bananas.pack import IGNORE
+from bananas.pack import IGNORE, own_patterns
 
 TIMEOUT_S: Final = 300
 #: How much of npm's words an error shows.
 _SAID_CHARS: Final = 4000
 _ABI = re.compile(r"node\d+-(x86_64|aarch64)-(glibc|musl)\d+\.\d+")
 _CPUS: Final = {"x86_64": "x64", "aarch64": "arm64"}
+_MODULES: Final = "node_modules"
 _LOCKS: Final = ("package-lock.json", "npm-shrinkwrap.json")
 #: ``--install-links``: what a function keeps beside its code is copied, since a link out of node_modules is not packed.
 _OPTIONS: Final = (
@@ -37,7 +38,8 @@ def wanted(folder: Path) -> bytes | None:
     Raises DeployError for a ``package.json`` that cannot be read.
     """
     path = folder / "package.json"
-    if (folder / "node_modules").exists() or not path.is_file():
+    brings = (folder / _MODULES).exists() and _MODULES not in own_patterns(folder)
+    if brings or not path.is_file():
         return None
     try:
         text = path.read_bytes()
@@ -75,9 +77,9 @@ def install(folder: Path, abi: str, target: Path) -> None:
     command = [npm, "ci" if _locks(folder) else "install", *_OPTIONS]
     platform = ("--os=linux", f"--cpu={_CPUS[match[1]]}", f"--libc={match[2]}")
     _run([*command, *platform], work, folder / "package.json")
-    if (work / "node_modules").is_dir():
-        (work / "node_modules" / ".package-lock.json").unlink(missing_ok=True)  # differs from run to run
-        (work / "node_modules").rename(target)
+    if (work / _MODULES).is_dir():
+        (work / _MODULES / ".package-lock.json").unlink(missing_ok=True)  # differs from run to run
+        (work / _MODULES).rename(target)
 
 
 def _run(command: list[str], folder: Path, package: Path) -> None:

@@ -60,6 +60,8 @@ def test_only_packages_that_are_asked_for_and_not_there_are_wanted(function: Pat
     assert packages.wanted(function) not in (None, plain)
     (function / "node_modules").mkdir()
     assert packages.wanted(function) is None
+    (function / ".bananasignore").write_text("node_modules/\n")
+    assert packages.wanted(function) is not None
     (function / "node_modules").rmdir()
     (function / "package.json").write_text('{"type": "module"}')
     assert packages.wanted(function) is None
