@@ -181,6 +181,8 @@ class Settings:
     lease_s: float = _setting("BANANAS_LEASE_S", _seconds(0.5, 3600), 30.0)
     #: After SIGTERM, running jobs may take this long before they are handed back.
     grace_s: float = _setting("BANANAS_GRACE_S", _seconds(0, 86400), 30.0)
+    #: How sandboxes are reached: by a socket in a shared directory, by their standard streams, or whichever works.
+    transport: str = _setting("BANANAS_TRANSPORT", _choice("auto", "socket", "stdio"), "auto")
     #: Containers created at the same time; more adds latency and little throughput.
     parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
     #: MiB that all sandboxes of a runner may have together by their limits; 0: three quarters of the machine's memory.

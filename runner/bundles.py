@@ -65,6 +65,14 @@ class BundleCache:
             shutil.rmtree(destination, ignore_errors=True)
             gevent.get_hub().threadpool.apply(link_tree, (self.ensure(sha256), destination))
 
+    def archive(self, sha256: str) -> bytes:
+        """The bundle as it was uploaded, checked. Raises as ``ensure`` does."""
+        self.ensure(sha256)  # unpacked once, it is known to hold plain files within the limits
+        data = self._fetch(sha256)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DeployError(f"bundle {sha256} in Redis has another digest; deploy the function again")
+        return data
+
     def prune(self, most_bytes: int = CACHE_BYTES) -> int:
         """Drop the least lately used bundles over ``most_bytes``; returns how many. Linked files live on."""
         dropped: int = gevent.get_hub().threadpool.apply(self._prune, (most_bytes,))

@@ -13,7 +13,6 @@ from bananas.spec import RuntimeInfo
 from runner.contract_exec import ExecFactory
 from runner.contract_http import HttpFactory
 from runner.own_container import Workshop
-from runner.sandbox import DockerSandboxFactory
 
 
 class Contracts:
@@ -28,7 +27,11 @@ class Contracts:
         """A started stem. Raises SandboxStartError, ImageMissing or EngineUnavailable."""
         return self._others.get(profile.shim, self._shims).create(profile)
 
+    def over_stdio(self, shims: SandboxFactory) -> None:
+        """From now on have ``shims`` make everything: the other contracts share files with the engine."""
+        self._shims, self._others = shims, {}
 
-def of_runner(shims: DockerSandboxFactory, workshop: Workshop, python: Callable[[], RuntimeInfo | None]) -> Contracts:
+
+def of_runner(shims: SandboxFactory, workshop: Workshop, python: Callable[[], RuntimeInfo | None]) -> Contracts:
     """The contracts of a real runner; ``python`` says which image helpers are of."""
     return Contracts(shims, {"http": HttpFactory(workshop, python), "exec": ExecFactory(workshop)})

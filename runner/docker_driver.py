@@ -119,12 +119,16 @@ class Engine:
     def _hardened(
         self,
         profile: SandboxProfile,
-        directory: Path,
+        directory: Path | None,
         network: str,
         gpus: Sequence[str],
         extra_hosts: dict[str, str] | None,
     ) -> dict[str, Any]:
-        """The walls around any sandbox."""
+        """The walls around any sandbox. Without a directory its files go into its memory."""
+        tmpfs = self._tmpfs(profile.tmp_mb)
+        if directory is None:
+            owner = "U" if self._is_podman else f"uid={SANDBOX_UID}"
+            tmpfs[MOUNT] = f"size={profile.memory_mb}m,mode=0755,{owner},nosuid,nodev,exec"
         config: dict[str, Any] = self._api.create_host_config(
             network_mode=network,
             cap_drop=["ALL"],
@@ -132,8 +136,8 @@ class Engine:
             read_only=True,
             init=True,
             ipc_mode="private",
-            binds={str(directory): {"bind": MOUNT, "mode": "ro"}},
-            tmpfs=self._tmpfs(profile.tmp_mb),
+            binds={str(directory): {"bind": MOUNT, "mode": "ro"}} if directory is not None else None,
+            tmpfs=tmpfs,
             mem_limit=f"{profile.memory_mb}m",
             memswap_limit=f"{profile.memory_mb}m",
             nano_cpus=int(min(profile.cpus, self._cpus) * 1e9),
@@ -174,6 +178,31 @@ class Engine:
                 labels={**labels, LABEL_POOL: profile.pool},
                 host_config=host,
                 stdin_open=stdin,
+            )
+        return str(container["Id"])
+
+    def create_bare(
+        self,
+        profile: SandboxProfile,
+        command: Sequence[str],
+        labels: dict[str, str],
+        *,
+        network: str = "none",
+        gpus: Sequence[str] = (),
+    ) -> str:
+        """Create a container that shares no files with the runner: /run/bananas is in its memory, for what comes by
+        its standard input. Returns its id; ``start`` runs it."""
+        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
+            container = self._api.create_container(
+                profile.image_id,
+                command=list(command),
+                user=f"{SANDBOX_UID}:{SANDBOX_UID}",
+                environment=_ENV,
+                working_dir="/",
+                hostname="sandbox",
+                labels=labels,
+                host_config=self._hardened(profile, None, network, gpus, None),
+                stdin_open=True,
             )
         return str(container["Id"])
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bananas_sdk
+from bananas import pack
 from runner.bundles import link_tree
 from runner.docker_driver import MOUNT
 
@@ -63,6 +64,10 @@ class Kit:
                 shutil.copyfile(shim.sdk, folder / name / "sdk" / shim.sdk.name)
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o444)
+
+    def archive(self, name: str) -> bytes:
+        """One shim's folders as a compressed tar."""
+        return pack.pack(self._folder / name, ignore=()).data
 
     def link_into(self, name: str, directory: Path) -> None:
         """Make one shim's folders appear in a sandbox's directory."""

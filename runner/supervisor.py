@@ -15,13 +15,14 @@ from random import SystemRandom
 from typing import Any
 
 import gevent
+import msgspec
 from gevent.event import Event
 
 from bananas.clock import SystemClock
-from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable
+from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable, SandboxStartError
 from bananas.health import Health
-from bananas.notify import Notifier
 from bananas.leftovers import Leftovers
+from bananas.notify import Notifier
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry, RunnerInfo
@@ -52,6 +53,7 @@ from runner.progress import ProgressTeller
 from runner.reasons import EndReason, Tally
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
+from runner.stdio import StdioSandboxFactory
 from runner.worker import Bell, Inbox, Worker
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,9 @@ class Supervisor:
         shims = DockerSandboxFactory(engine, bundles, host.directory, host.labels, access)
         workshop = Workshop(engine, bundles, host.directory, host.labels, access)
         self._factory = contracts.of_runner(shims, workshop, lambda: self._catalog.runtimes.get("python"))
+        self._over_stdio = StdioSandboxFactory(engine, bundles, host.directory, host.labels, access)
+        if settings.transport == "stdio":
+            self._factory.over_stdio(self._over_stdio)
         self._gate = Gate(settings.parallel_creates)
         self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
         self._alarm = Alarm(self._clock)
@@ -203,8 +208,16 @@ class Supervisor:
             log.warning("no image for runtime 'python' yet; `bananas images build` makes it")
             return
         spec = self._registry.pools()["default"]
+        profile = profile_of("default", msgspec.structs.replace(spec, egress=()), runtime.image, runtime.image_id)
         try:
-            self._factory.create(profile_of("default", spec, runtime.image, runtime.image_id)).terminate()
+            try:
+                self._factory.create(profile).terminate()
+            except SandboxStartError as e:
+                if self._settings.transport != "auto" or isinstance(e.__cause__, ConfigError):
+                    raise
+                self._over_stdio.create(profile).terminate()
+                self._factory.over_stdio(self._over_stdio)
+                log.warning("sandboxes are reached by their standard streams, since sockets do not work: %s", e)
         except BananasError as e:
             self._host.leave()
             raise ConfigError(f"this runner cannot start sandboxes on {describe()}: {e}") from e

@@ -27,6 +27,8 @@ from runner.docker_driver import Engine
 from runner.own_container import Workshop
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
+from runner.stdio import StdioSandboxFactory
+from tests.contract import node_subject
 
 #: Case → what it does, in Python. The same module serves a shim, an HTTP server and a process per job.
 HANDLER = """
@@ -245,7 +247,8 @@ def _real(
         bundle = pack.pack(folder / "src", ignore=())
         cache = BundleCache(folder / "cache", {bundle.digest: bundle.data}.__getitem__)
         engine = Engine()
-        shims = DockerSandboxFactory(engine, cache, folder / "sb", labels)
+        kind = StdioSandboxFactory if subject == "python over stdio" else DockerSandboxFactory
+        shims = kind(engine, cache, folder / "sb", labels)
         workshop = Workshop(engine, cache, folder / "sb", labels, Access())
         profile = profile_of("p", PoolSpec(memory_mb=64), image.image, image.image_id, shim)
         yield Rig(subject, contracts.of_runner(shims, workshop, lambda: image), profile, bundle.digest, command)
@@ -261,6 +264,8 @@ BABBLES = "\ndef babbles(event, context): return {1}\n"
 SUBJECTS = {
     "fake": fake,
     "python": _real("python", {"handler.py": HANDLER + BABBLES}, "python"),
+    "python over stdio": _real("python over stdio", {"handler.py": HANDLER + BABBLES}, "python"),
+    "node": _real("node", {"handler.js": node_subject.HANDLER}, "node"),
     "http": _real("http", {"handler.py": HANDLER, "server.py": SERVER}, "http", ("python3", f"{_CODE}/server.py")),
     "exec": _real("exec", {"handler.py": HANDLER, "main.py": PROCESS}, "exec", ("python3", f"{_CODE}/main.py")),
 }

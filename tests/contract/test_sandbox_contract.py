@@ -23,6 +23,7 @@ from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.pool import profile_of
 from runner.sandbox import DockerSandboxFactory
+from runner.stdio import StdioSandboxFactory
 
 #: The same functions twice: as a module for a real sandbox, and as Python objects for the fake.
 SOURCE = """
@@ -116,23 +117,26 @@ class Rig:
             sandbox.terminate()
 
 
-@pytest.fixture(params=["fake", "docker"])
+@pytest.fixture(params=["fake", "docker", "stdio"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "fake":
         rig = Rig(FakeSandboxFactory(FAKES), profile_of("p", PoolSpec(), "fake", "fake"), "0" * 64)
         yield rig
         rig.close()
     else:
-        yield from _docker_rig(request.getfixturevalue("base_image"), request.getfixturevalue("run").labels)
+        kind = StdioSandboxFactory if request.param == "stdio" else DockerSandboxFactory
+        yield from _docker_rig(kind, request.getfixturevalue("base_image"), request.getfixturevalue("run").labels)
 
 
-def _docker_rig(image: RuntimeInfo, labels: dict[str, str]) -> Iterator[Rig]:
+def _docker_rig(
+    kind: type[DockerSandboxFactory | StdioSandboxFactory], image: RuntimeInfo, labels: dict[str, str]
+) -> Iterator[Rig]:
     folder = Path(tempfile.mkdtemp(prefix="bn-"))
     (folder / "src").mkdir()
     (folder / "src" / "handler.py").write_text(SOURCE, "utf-8")
     bundle = pack.pack(folder / "src", ignore=())
     cache = BundleCache(folder / "cache", {bundle.digest: bundle.data}.__getitem__)
-    factory = DockerSandboxFactory(Engine(), cache, folder / "sb", labels)
+    factory = kind(Engine(), cache, folder / "sb", labels)
     rig = Rig(factory, profile_of("p", PoolSpec(), image.image, image.image_id), bundle.digest)
     yield rig
     rig.close()

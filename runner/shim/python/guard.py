@@ -61,7 +61,8 @@ def main(root: str) -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler, the wake-up descriptor would stay silent
     signal.set_wakeup_fd(wakeup[1], warn_on_full_buffer=False)
     state = shared.create()
-    parent_pid = os.getppid()
+    # A bridge (shim/stdio) stands between the keeper and the container's init.
+    above = (os.getppid(), 1) if boot.get("bridge") else (os.getpid(), os.getppid())
     pid = os.fork()
     if pid == 0:
         events.close()
@@ -69,17 +70,17 @@ def main(root: str) -> int:
             os.close(fd)
         if forwarder is not None:
             forwarder.abandon()
-        _become_worker(root, sock, log_pipe, state, parent_pid)
+        _become_worker(root, sock, log_pipe, state, above)
     os.close(log_pipe[1])
     return Guard(events, sock, log_pipe[0], wakeup[0], state, pid).run()
 
 
 def _become_worker(
-    root: str, sock: socket.socket, log_pipe: tuple[int, int], state: memoryview, keeper_parent_pid: int
+    root: str, sock: socket.socket, log_pipe: tuple[int, int], state: memoryview, above: tuple[int, int]
 ) -> NoReturn:
     from . import children, worker
 
-    worker.run(root, sock, log_pipe, state, children.Children(os.getppid(), keeper_parent_pid))
+    worker.run(root, sock, log_pipe, state, children.Children(*above))
 
 
 def _exit_meta(status: int | None, signal_number: int | None, **more: Any) -> bytes:
