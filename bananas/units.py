@@ -6,8 +6,10 @@ import re
 
 _TIME_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZE_MB = {"M": 1, "Mi": 1, "MB": 1, "MiB": 1, "G": 1024, "Gi": 1024, "GB": 1024, "GiB": 1024}
-_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(M|Mi|MB|MiB|G|Gi|GB|GiB)")
+# As many digits as any number that means something: more of them would not fit into a float.
+_NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
+_TIME = re.compile(_NUMBER + r"(ms|s|m|h|d)")
+_SIZE = re.compile(_NUMBER + r"(M|Mi|MB|MiB|G|Gi|GB|GiB)")
 
 
 def parse_time_ms(text: str) -> int:

@@ -171,9 +171,10 @@ def _optional_ms(key: str, value: Time | None, low_ms: int, high_ms: int) -> int
     if value is None:
         return None
     try:
-        ms = parse_time_ms(value) if isinstance(value, str) else round(value * 1000)
+        ms = parse_time_ms(value) if isinstance(value, str) else value * 1000
     except ValueError as e:
         raise InvalidRequest(f"{key} must be {_WANTED[key]}, not {shown(value)}") from e
+    # Rounded last: a number of a request may be too large for that.
     if not low_ms <= ms <= high_ms:
         raise InvalidRequest(f"{key} must be from {show_time(low_ms)} to {show_time(high_ms)}, not {shown(value)}")
-    return ms
+    return round(ms)
