@@ -36,6 +36,8 @@ COMMANDS = {
     "deploy": "manifests",
     "invoke": "jobs",
     "jobs": "jobs",
+    "explain": "explain",
+    "replay": "replay",
     "dead": "dead",
     "functions": "operate",
     "pools": "operate",
@@ -50,6 +52,8 @@ COMMANDS = {
     "images": "services",
 }
 ALIASES = {"ps": "runners"}
+#: What a command is called in its module, when that is something else.
+_NAMES = {"explain": "explain_job"}
 
 #: Problems of the API that say how a job ended, not that the call went wrong.
 _JOB_CODES = frozenset({"handler-error", "sandbox-died", "sandbox-start", "timeout", "job-cancelled"})
@@ -67,7 +71,7 @@ class _Group(click.RichGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        command = getattr(import_module(f"bananas.cli.{COMMANDS[name]}"), name)
+        command = getattr(import_module(f"bananas.cli.{COMMANDS[name]}"), _NAMES.get(name, name))
         assert isinstance(command, click.Command)
         return command
 

@@ -127,7 +127,7 @@ def print_json(value: object) -> None:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Aligned columns; on a terminal the widest are cut until a row fits its width."""
-    lines = [list(headings), *([_cell(value) for value in row] for row in rows)]
+    lines = [list(headings), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     if sys.stdout.isatty():
         room = max(80, shutil.get_terminal_size().columns) - 2 * (len(widths) - 1)
@@ -138,7 +138,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
         click.echo("  ".join(cells).rstrip())
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     return "-" if value is None or value == "" else _CONTROL.sub("?", str(value))
 
 
@@ -185,7 +185,7 @@ def print_record(record: dict[str, Any]) -> None:
     }
     for name, value in facts.items():
         if value is not None:
-            click.echo(f"{name:<9} {_cell(value)}")
+            click.echo(f"{name:<9} {cell(value)}")
     history = record.get("history") or []
     if history:
         click.echo()
@@ -194,7 +194,7 @@ def print_record(record: dict[str, Any]) -> None:
         click.echo(f"\nprogress  {json.dumps(record['progress'], ensure_ascii=False)}")
     if record.get("error"):
         error = record["error"]
-        click.echo(f"\nerror     {_cell(error.get('type'))}: {_cell(error.get('message'))}")
+        click.echo(f"\nerror     {cell(error.get('type'))}: {cell(error.get('message'))}")
     if record["status"] == "completed":
         click.echo(f"\nresult    {json.dumps(record.get('result'), ensure_ascii=False)}")
 
