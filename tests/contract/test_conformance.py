@@ -21,7 +21,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """A rig whose sandboxes are gone afterwards, with all that belongs to them."""
     image = labels = None
     if request.param != "fake":
-        image, labels = request.getfixturevalue("base_image"), request.getfixturevalue("run").labels
+        image = request.getfixturevalue("node_image" if request.param == "node" else "base_image")
+        labels = request.getfixturevalue("run").labels
     with SUBJECTS[request.param](image, labels) as rig:
         try:
             yield rig
