@@ -117,13 +117,7 @@ class Supervisor:
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
-        access = self._access(engine)
-        shims = DockerSandboxFactory(engine, bundles, host.directory, host.labels, access)
-        workshop = Workshop(engine, bundles, host.directory, host.labels, access)
-        self._factory = contracts.of_runner(shims, workshop, lambda: self._catalog.runtimes.get("python"))
-        self._over_stdio = StdioSandboxFactory(engine, bundles, host.directory, host.labels, access)
-        if settings.transport == "stdio":
-            self._factory.over_stdio(self._over_stdio)
+        self._factory = self._sandboxes(Workshop(engine, bundles, host.directory, host.labels, self._access(engine)))
         self._gate = Gate(settings.parallel_creates)
         self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
         self._alarm = Alarm(self._clock)
@@ -161,6 +155,15 @@ class Supervisor:
         self._services = [teller, *self._roles(host, bundles)]
         self._publish_runtimes()
         self._probe()
+
+    def _sandboxes(self, shop: Workshop) -> contracts.Contracts:
+        """Every kind of sandbox; ``_probe`` may change how they are reached."""
+        shims = DockerSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
+        factory = contracts.of_runner(shims, shop, lambda: self._catalog.runtimes.get("python"))
+        self._over_stdio = StdioSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
+        if self._settings.transport == "stdio":
+            factory.over_stdio(self._over_stdio)
+        return factory
 
     def _roles(self, host: Host, bundles: BundleCache) -> list[GreenletService]:
         """Everything that runs on its own, in the order in which it starts."""
