@@ -31,7 +31,7 @@ def state_of(text: str) -> JobState:
 
 def job_args(job: NewJob) -> list[Any]:
     """A job as ``enqueue.lua`` takes it."""
-    optional = (job.run_at_ms, job.expires_after_ms, job.reply_to, job.unique_key)
+    optional = (job.run_at_ms, job.expires_after_ms, job.reply_to, job.unique_key, job.traceparent)
     return [
         job.id,
         job.function,
@@ -101,7 +101,7 @@ def duration_bucket(run_ms: float) -> str:
 
 def claim(raw: list[Any], now_ms: int) -> Claim:
     """A claim as ``step.lua`` gives it."""
-    (job_id, token, fn, ver, pool, prio, payload, timeout, retry, failures, starts, enqueued_ms, ttl, maxr) = raw
+    (job_id, token, fn, ver, pool, prio, payload, timeout, retry, failures, starts, enqueued_ms, ttl, maxr, *more) = raw
     try:
         policy = _RETRY.decode(retry)
     except msgspec.DecodeError:  # written by another release: the job must not be lost for it
@@ -121,6 +121,7 @@ def claim(raw: list[Any], now_ms: int) -> Claim:
         enqueued_at_ms=int(enqueued_ms),
         claimed_at_ms=now_ms,
         result_ttl_ms=int(ttl),
+        traceparent=more[0].decode() if more else None,
     )
 
 

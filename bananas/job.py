@@ -84,6 +84,8 @@ class NewJob:
     reply_to: str | None = None
     #: A second job of the function with the same key becomes the first one, for a day at least.
     unique_key: str | None = None
+    #: W3C trace context of the caller, handed to the handler.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Claim:
     enqueued_at_ms: int
     claimed_at_ms: int
     result_ttl_ms: int
+    #: W3C trace context that the job was submitted with.
+    traceparent: str | None = None
 
 
 Action = Literal["complete", "retry", "dead", "back"]

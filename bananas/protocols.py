@@ -85,6 +85,8 @@ class Invocation:
     #: JSON text.
     payload: bytes
     timeout_s: float
+    #: W3C trace context of the job, if it has one.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,15 @@ from gateway.guard import too_large
 ENVELOPE_BYTES: Final = 16 * 1024
 #: The header that is the same as ``unique_key`` in the body.
 KEY_HEADER: Final = "Idempotency-Key"
+#: W3C's trace context; the handler gets it as ``context.traceparent``.
+TRACE_HEADER: Final = "traceparent"
 #: A delay beyond this is a typing error.
 _MAX_DELAY_MS: Final = 3650 * spec.DAY_MS
 _MIN_TIMEOUT_MS: Final = 100
+#: W3C's trace context, of version 00 and, as far as it is known, of later ones.
+_TRACE: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-[!-~]{1,200})?"
+)
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 Time = str | int | float
@@ -67,11 +73,12 @@ _SUBMIT: Final = Form(SubmitBody, _WANTED, '{"name": "hello", "payload": {}}', n
 _CHECK = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def new_job(raw: bytes, header_key: str | None = None) -> NewJob:
+def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None = None) -> NewJob:
     """The job that a body of ``POST /jobs`` asks for; raises InvalidRequest, PayloadTooLarge or UnknownFunction.
 
     Args:
         header_key: the request's ``Idempotency-Key``, if it has one.
+        traceparent: the request's trace context, as ``trace`` lets it through.
     """
     body = _SUBMIT.decode(raw)
     _check_name(body.name)
@@ -91,6 +98,7 @@ def new_job(raw: bytes, header_key: str | None = None) -> NewJob:
         run_at_ms=None if body.run_at is None else max(0, round(body.run_at.timestamp() * 1000)),
         expires_after_ms=_optional_ms("expires_after", body.expires_after, 1, _MAX_DELAY_MS),
         unique_key=_one_key(body.unique_key, checked_key(header_key)),
+        traceparent=traceparent,
     )
 
 
@@ -102,6 +110,14 @@ def checked_key(header: str | None) -> str | None:
         return msgspec.convert(header, UniqueKey)
     except msgspec.ValidationError as e:
         raise InvalidRequest(f"{KEY_HEADER} must be {_KEY_RULE}, not {shown(header)}") from e
+
+
+def trace(header: str | None) -> str | None:
+    """The request's ``traceparent``; None without one and, as W3C wants it, for what is none."""
+    match = _TRACE.fullmatch(header or "")
+    if match is None or (match[0].startswith("00") and match["more"]):
+        return None
+    return match[0]
 
 
 def _one_key(in_body: str | None, in_header: str | None) -> str | None:

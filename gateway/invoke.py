@@ -1,4 +1,5 @@
-"""A synchronous call: enqueue with one attempt, wait for its end, say it in HTTP. Called by ``routes/functions.py``.
+"""A synchronous call: enqueue with one attempt, wait for its end, say it in HTTP. Called by ``routes/functions.py``,
+``routes/raw.py`` and ``routes/aws.py``, which say the end of a job in their own words (``Telling``).
 
 Whoever waits has a deadline, and whatever ends the wait early (deadline, client gone, gateway stopping, no runner) also
 cancels the job: nobody is left to take its result. Not so with an ``Idempotency-Key``: its caller may come back, so the
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from flask import Response
@@ -44,6 +45,44 @@ _CODES: Final = {
 }
 
 
+class Telling(Protocol):
+    """How the end of a call is told."""
+
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:
+        """The answer of a call that went well; ``result`` is JSON text, ``headers`` belong into the answer."""
+        ...
+
+    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Response:
+        """The answer of a call whose only attempt failed."""
+        ...
+
+
+class Problems:
+    """The result as it is, and failures as problems."""
+
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:
+        """JSON."""
+        return Response(result, 200, headers, mimetype="application/json")
+
+    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Response:
+        """The handler's own error is passed on as it is."""
+        told = records.describe_error(bytes(attempt.error))
+        outcome = Outcome(attempt.outcome)
+        code = _CODES.get(outcome, "sandbox-died")
+        error: msgspec.Raw | None = attempt.error if told else None
+        return problem(
+            code,
+            told or f"{function!r} ended with {outcome}",
+            headers=headers,
+            job=job_id,
+            outcome=outcome,
+            error=error,
+        )
+
+
+PROBLEMS: Final = Problems()
+
+
 class Invoker:
     """Makes synchronous calls; one for each gateway process."""
 
@@ -54,13 +93,29 @@ class Invoker:
         self._live = live
         self._init_ms: dict[tuple[str, str], int] = {}
 
-    def call(self, function: str, payload: bytes, environ: dict[str, Any], key: str | None = None) -> Response:
+    def call(
+        self,
+        function: str,
+        payload: bytes,
+        environ: dict[str, Any],
+        key: str | None = None,
+        *,
+        traceparent: str | None = None,
+        telling: Telling = PROBLEMS,
+    ) -> Response:
         """Run it once and answer; ``environ`` is the request's, for noticing that its client hangs up.
 
         ``key``: the call's ``Idempotency-Key``. Raises UnknownFunction, QueueFull, NoLiveRunner, RedisUnavailable, or
         Unavailable when the gateway stops.
         """
-        job = NewJob(function, payload, max_retries=0, expires_after_ms=LIMITS.sync_queue_s * 1000, unique_key=key)
+        job = NewJob(
+            function,
+            payload,
+            max_retries=0,
+            expires_after_ms=LIMITS.sync_queue_s * 1000,
+            unique_key=key,
+            traceparent=traceparent,
+        )
         if key is not None:
             # Before it is queued: the key would go on standing for a call that could not be.
             self._check_served(function, self._registry.current(function).spec.pool, fresh=True)
@@ -83,7 +138,9 @@ class Invoker:
                 self._cancel(queued.id, key)
                 e.details["job"] = queued.id
                 raise
-        answer = self._too_slow(function, queued, key) if reply is None else self._answer(function, queued, reply)
+        answer = (
+            self._too_slow(function, queued, key) if reply is None else self._answer(function, queued, reply, telling)
+        )
         if queued.duplicate:
             answer.headers["Bananas-Duplicate"] = "true"
         return answer
@@ -154,7 +211,7 @@ class Invoker:
         outcome = last.outcome if last else None
         return problem("timeout", detail, headers={"Bananas-Job-Id": queued.id}, job=queued.id, outcome=outcome)
 
-    def _answer(self, function: str, queued: Enqueued, reply: Reply) -> Response:
+    def _answer(self, function: str, queued: Enqueued, reply: Reply, telling: Telling) -> Response:
         headers = {"Bananas-Job-Id": reply.id}
         attempt = records.report(reply.attempt)
         if timing := records.server_timing(attempt or _NO_TIMING):
@@ -162,22 +219,11 @@ class Invoker:
         if reply.state is JobState.COMPLETED:
             # A large result is not pushed through the reply list; its record has it.
             result = self._queue.show(reply.id).result if reply.result is None else reply.result
-            return Response(result or b"null", 200, headers, mimetype="application/json")
+            return telling.result(function, result or b"null", headers)
         if reply.state is JobState.CANCELLED:
             detail = f"job {reply.id} of {function!r} was cancelled by somebody else"
             return problem("job-cancelled", detail, headers=headers, job=reply.id, outcome=Outcome.CANCELLED)
         if attempt is None:
             waited = f"no sandbox of pool {queued.pool!r} became free within {LIMITS.sync_queue_s} s"
             return problem("timeout", waited, headers=headers, job=reply.id, outcome=Outcome.EXPIRED)
-        return _failure(function, reply.id, attempt, headers)
-
-
-def _failure(function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Response:
-    """The problem of a call whose only attempt failed; the handler's own error is passed on as it is."""
-    told = records.describe_error(bytes(attempt.error))
-    outcome = Outcome(attempt.outcome)
-    code = _CODES.get(outcome, "sandbox-died")
-    error: msgspec.Raw | None = attempt.error if told else None
-    return problem(
-        code, told or f"{function!r} ended with {outcome}", headers=headers, job=job_id, outcome=outcome, error=error
-    )
+        return telling.failure(function, reply.id, attempt, headers)

@@ -195,7 +195,10 @@ class Executor:
         except TimeoutError as e:
             raise TimeoutError(f"loading the code took longer than init_timeout ({spec.init_timeout_ms} ms)") from e
         timings["init_ms"] = slot.init_ms
-        call = Invocation(claim.token, claim.id, claim.failures + 1, claim.payload, claim.timeout_ms / 1000)
+        timeout_s = claim.timeout_ms / 1000
+        call = Invocation(
+            claim.token, claim.id, claim.failures + 1, claim.payload, timeout_s, traceparent=claim.traceparent
+        )
 
         def told(progress: bytes) -> None:
             running.progress = running.mask.json(progress)

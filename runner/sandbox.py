@@ -119,6 +119,8 @@ class DockerSandbox:
         began = time.monotonic()
         self._exchange = _Exchange(call.call_id, on_progress)
         meta = {"job": call.job_id, "attempt": call.attempt, "timeout_ms": round(call.timeout_s * 1000)}
+        if call.traceparent is not None:
+            meta["traceparent"] = call.traceparent
         answers = (framing.RESULT, framing.ERROR)
         with self._relay.during(call.job_id, on_log) if self._relay is not None else nullcontext():
             self._send(framing.INVOKE, call.call_id, meta, call.payload)

@@ -306,7 +306,8 @@ end
 -- Create a job, with everything that its function says stamped on it at this moment: a later deploy never changes it.
 -- The same id twice creates one job, so a client may safely send it again after a lost connection; the same unique key
 -- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
--- from now), reply (list), uniq, each '' when not given; delay (ms); limit (most queued jobs).
+-- from now), reply (list), uniq, each '' when not given; trace (traceparent), '' or nil when not given; delay (ms); limit
+-- (most queued jobs).
 -- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
 -- | {'full', pool, queued}.
 local function create(j)
@@ -357,6 +358,7 @@ local function create(j)
     redis.call('HSET', key, 'uniq', j.uniq)
     redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
   end
+  if j.trace and j.trace ~= '' then redis.call('HSET', key, 'trace', j.trace) end
   if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
   redis.call('ZADD', listed_key(j.fn), now, j.id)
   count('enqueued:' .. j.fn)

@@ -15,7 +15,8 @@
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
 --          called:<function>, busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
 -- returns  {now, next due or -1, revision of the pools, {1|0 per settlement}, {claim...}}; a claim is {id, token,
---          function, version, pool, priority, payload, timeout ms, retry (JSON), failures, starts, enqueued, ttl, maxr}
+--          function, version, pool, priority, payload, timeout ms, retry (JSON), failures, starts, enqueued, ttl, maxr,
+--          traceparent if it has one}
 local runner, lease_ms = ARGV[2], tonumber(ARGV[3])
 local push_bytes, reply_list, keep, dead_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local settlements, pools = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -94,7 +95,7 @@ end
 local function take(pool, prio, id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
-    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress')
+    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress', 'trace')
   local fn = j[1]
   if not fn or j[13] ~= 'pending' then
     count('orphans')
@@ -118,7 +119,8 @@ local function take(pool, prio, id)
   redis.call('HSET', key, 'state', 'processing', 'runner', runner, 'claimed', now)
   if j[14] or j[15] then redis.call('HDEL', key, 'pseq', 'progress') end
   lease_add(id, fn, pool, now + lease_ms)
-  return {id, token, fn, j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10]}
+  return {id, token, fn, j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10],
+    j[16] or nil}
 end
 
 local function claim(pool, free)

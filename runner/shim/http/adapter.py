@@ -80,6 +80,7 @@ def _request(body: bytes, context: Any) -> tuple[int, Any, bytes]:
         "Bananas-Attempt": str(context.attempt),
         "Bananas-Function": context.function,
         "Bananas-Version": context.version,
+        **({"traceparent": context.traceparent} if context.traceparent else {}),
         "Bananas-Deadline-Ms": str(round((time.time() + left_s) * 1000)),
     }
     try:

@@ -18,6 +18,8 @@ class Context {
     this.jobId = meta.job;
     /** Which attempt this is; it only ever grows for one job. */
     this.attempt = meta.attempt;
+    /** W3C trace context that the job was submitted with, null without one. */
+    this.traceparent = meta.traceparent ?? null;
     this.#deadline = performance.now() + meta.timeout_ms;
     this.#tell = tell;
   }
