@@ -227,6 +227,23 @@ def test_a_task_that_cannot_be_cancelled_ends_the_reuse() -> None:
     assert answer.meta["why_not"] == "left tasks that did not end when they were cancelled: stubborn"
 
 
+def test_code_may_cancel_all_other_tasks() -> None:
+    """A usual way to clean up; no task of the shim is among them."""
+    source = (
+        "import asyncio\n"
+        "async def handle(event, context):\n"
+        "    task = asyncio.create_task(asyncio.sleep(60))\n"
+        "    others = asyncio.all_tasks() - {asyncio.current_task()}\n"
+        "    for other in others:\n"
+        "        other.cancel()\n"
+        "    await asyncio.wait(others)\n"
+        "    return others == {task}\n"
+    )
+    with ShimHost(source) as host:
+        host.ready()
+        assert [host.call().json(), host.call().json()] == [True, True]
+
+
 def test_a_task_with_variables_of_its_own_belongs_to_no_call() -> None:
     """The way out for clients with a background task: they start it in an empty context, and keep it."""
     source = (

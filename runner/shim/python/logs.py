@@ -49,26 +49,30 @@ class Logs:
 
     def begin(self, call_id: int, cap_bytes: int | None = None) -> None:
         """From now on output belongs to this call (0: to loading the function). A new cap holds from here on."""
-        state = self._state
         with self.lock:
             if cap_bytes is not None:
-                state[shared.LOG_CAP] = cap_bytes
-            self._drain()
-            state[shared.LOGGED] = state[shared.DROPPED] = 0
-            state[shared.CALL] = call_id
-            self._is_call = True
+                self._state[shared.LOG_CAP] = cap_bytes
+            self.reset(call_id)
+
+    def reset(self, call_id: int) -> None:
+        """As ``begin``, for a caller that holds the lock."""
+        state = self._state
+        self.drain()
+        state[shared.LOGGED] = state[shared.DROPPED] = 0
+        state[shared.CALL] = call_id
+        self._is_call = True
 
     def finish(self) -> None:
         """Send all that the call has written; the caller holds the lock and sends the answer next."""
-        self._drain()
+        self.drain()
         state = self._state
         if dropped := state[shared.DROPPED]:
             self._link.send(wire.LOG, state[shared.CALL], b'{"truncated":true,"dropped_bytes":%d}' % dropped, b"")
         self._is_call = False
         state[shared.CALL] = 0
 
-    def _drain(self) -> None:
-        """Empty the pipe of what is in it now; a process that never stops writing cannot keep us here."""
+    def drain(self) -> None:
+        """Under the lock, empty the pipe of what is in it now; who never stops writing cannot keep us here."""
         count = self._file.readinto(self._view)
         if not count:
             return
@@ -96,7 +100,7 @@ class Logs:
                 events = poller.poll()
                 time.sleep(GATHER_S)
                 with self.lock:
-                    self._drain()
+                    self.drain()
                 if not events[0][1] & select.POLLIN:
                     return  # every write end is closed: user code closed its own output
         except OSError:

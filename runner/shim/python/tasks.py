@@ -7,11 +7,14 @@ next, and nothing happens that no call would see. Tasks that a call leaves behin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import weakref
 from contextvars import Context as Variables
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
+
+from . import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -22,9 +25,6 @@ if TYPE_CHECKING:
 CANCEL_TIMEOUT_S = 1.0
 _NAMES = 5
 _KEEPS_CONTEXT = sys.version_info >= (3, 12)  # before that a task does not tell which variables it runs with
-
-#: The call that code runs for: inherited by its tasks and threads, unless they are given other variables.
-_owner: ContextVar[object | None] = ContextVar("bananas_call", default=None)
 
 
 class Tasks:
@@ -37,6 +37,11 @@ class Tasks:
         #: Why the sandbox must not serve another call.
         self.trouble = ""
         self._owners: weakref.WeakKeyDictionary[asyncio.Task[Any], object] = weakref.WeakKeyDictionary()
+        #: Of calls that run; nothing else holds them.
+        self._endings: set[Ending] = set()
+        #: What loading the code has set.
+        self._variables = copy_context()
+        self._is_ended = False
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         if not _KEEPS_CONTEXT:
@@ -47,18 +52,47 @@ class Tasks:
         if self._loop.is_closed():
             self.trouble = "closed the event loop"
             raise RuntimeError("the event loop of the sandbox was closed by an earlier call; leave it open")
-        call = object()
-        variables = copy_context()
-        variables.run(_owner.set, call)
-        task = self._loop.create_task(self._guarded(event, context), context=variables)
-        try:
-            self._run_until(task)
-            result, exc = task.result()
-        finally:
-            self._cancel_rest(call)
+        ended: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
+        self.start(event, context, object(), lambda result, exc, _: ended.set_result((result, exc)))
+        self._run_until(ended)
+        result, exc = ended.result()
         if exc is not None:
             raise exc
         return result
+
+    def serve(self) -> None:
+        """Run the loop until ``end``, for calls that others ``start``."""
+        while not self._is_ended:
+            if self._loop.is_closed():
+                raise RuntimeError("the event loop of the sandbox was closed")
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_forever()
+
+    def end(self) -> None:
+        """From any thread: let ``serve`` return."""
+        self._is_ended = True
+        self.soon(self._loop.stop)
+
+    def soon(self, what: Callable[[], object]) -> None:
+        """From any thread: have it called on the loop."""
+        self._loop.call_soon_threadsafe(what)
+
+    def start(self, event: Any, context: Context, call: object, done: Callable[[Any, Any, str], object]) -> None:
+        """Begin a call, on the loop's thread; ``done`` gets its result, its exception and ``trouble``.
+
+        No task of ours stands behind it: code may cancel all tasks that there are.
+        """
+        variables = self._variables.copy()
+        variables.run(current.call.set, call)
+        task = self._loop.create_task(self._guarded(event, context), context=variables)
+        ending = Ending(self, self._loop, call, variables, lambda: self._report(task, done))
+        self._endings.add(ending)
+        ending.over = self._endings.discard
+        task.add_done_callback(ending.begin, context=Variables())
+
+    def _report(self, task: asyncio.Task[Any], done: Callable[[Any, Any, str], object]) -> None:
+        result, exc = (None, asyncio.CancelledError()) if task.cancelled() else task.result()
+        done(result, exc, self.trouble)
 
     async def _guarded(self, event: Any, context: Context) -> tuple[Any, BaseException | None]:
         """Results and exceptions alike as a value: what a task raises may end the loop instead of reaching us."""
@@ -83,40 +117,80 @@ class Tasks:
                     self.trouble = "closed the event loop"
                     raise
 
-    def _cancel_rest(self, call: object) -> None:
-        if self._loop.is_closed():
-            return
-        deadline_s = self._loop.time() + CANCEL_TIMEOUT_S
-        told: set[asyncio.Task[Any]] = set()
-        # Again and again, for what is cancelled may start other tasks to clean up.
-        while rest := self._rest(call):
-            told |= rest
-            for task in rest:
-                task.cancel()
-            left_s = deadline_s - self._loop.time()
-            self._run_until(self._loop.create_task(asyncio.wait(rest, timeout=max(0.0, left_s)), context=Variables()))
-            if left_s <= 0:
-                self.trouble = f"left tasks that did not end when they were cancelled: {_names(self._rest(call))}"
-                break
-        if told:
-            count = f"{len(told)} task" + "s" * (len(told) > 1)
-            print(f"bananas: the call ended and left {count} running, now cancelled: {_names(told)}", file=sys.stderr)
-
-    def _rest(self, call: object) -> set[asyncio.Task[Any]]:
+    def rest(self, call: object) -> set[asyncio.Task[Any]]:
+        """The tasks of a call that are not done."""
         return {task for task in asyncio.all_tasks(self._loop) if self._owner_of(task) is call}
 
     def _owner_of(self, task: asyncio.Task[Any]) -> object | None:
         if _KEEPS_CONTEXT:
-            return task.get_context().get(_owner)  # type: ignore[attr-defined,no-any-return,unused-ignore]
+            return task.get_context().get(current.call)  # type: ignore[attr-defined,no-any-return,unused-ignore]
         return self._owners.get(task)
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **how)
         variables: Variables | None = how.get("context")
-        owner = _owner.get() if variables is None else variables.get(_owner)
+        owner = current.call.get() if variables is None else variables.get(current.call)
         if owner is not None:
             self._owners[task] = owner
         return task
+
+
+class Ending:
+    """The end of one call: what it has left is cancelled, until nothing is left or the time for it is over."""
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        loop: asyncio.AbstractEventLoop,
+        call: object,
+        variables: Variables,
+        done: Callable[[], object],
+    ) -> None:
+        """``done`` is called once, on the loop."""
+        self._tasks = tasks
+        self._loop = loop
+        self._call = call
+        self._variables = variables
+        self._done = done
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._told: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.over: Callable[[Ending], object] = lambda _: None
+
+    def begin(self, _: object = None) -> None:
+        """The handler has ended."""
+        rest = self._tasks.rest(self._call)
+        if not rest:
+            self._finish()
+            return
+        if self._timer is None:
+            self._timer = self._loop.call_later(CANCEL_TIMEOUT_S, self._give_up, context=Variables())
+        self._told |= rest
+        self._waiting = set(rest)
+        for task in rest:
+            task.add_done_callback(self._ended, context=Variables())
+            task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if task in self._waiting:
+            self._waiting.discard(task)
+            if not self._waiting:
+                self.begin()  # again, for what is cancelled may have started other tasks to clean up
+
+    def _give_up(self) -> None:
+        self._waiting = set()
+        names = _names(self._tasks.rest(self._call))
+        self._tasks.trouble = f"left tasks that did not end when they were cancelled: {names}"
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            count = f"{len(self._told)} task" + "s" * (len(self._told) > 1)
+            text = f"bananas: the call ended and left {count} running, now cancelled: {_names(self._told)}"
+            self._variables.run(print, text, file=sys.stderr)
+        self.over(self)
+        self._done()
 
 
 def _names(tasks: set[asyncio.Task[Any]]) -> str:

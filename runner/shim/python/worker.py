@@ -24,6 +24,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .concurrent import Concurrent
     from .tasks import Tasks
 
 #: Exit statuses (after sysexits.h): a bug of the shim, the runner broke the protocol.
@@ -129,6 +130,8 @@ class Worker:
         self._handler: Callable[[Any, Context], Any] | None = None
         #: What runs the handler if that is async.
         self._tasks: Tasks | None = None
+        #: What runs calls if they may overlap.
+        self._several: Concurrent | None = None
         self._function = ""
         self._version = ""
         self._result_bytes = 0
@@ -144,12 +147,16 @@ class Worker:
             elif kind == wire.INIT and not self._was_init:
                 self._was_init = True
                 self._init(meta, body)
+                if self._several is not None and self._handler is not None:
+                    self._several.serve(self._handler, self._tasks)
+                    return
             else:
-                self._refuse(kind, call_id)
+                self.refuse(kind, call_id)
 
-    def _refuse(self, kind: int, call_id: int) -> NoReturn:
+    def refuse(self, kind: int, call_id: int) -> NoReturn:
         """A sandbox is bound once. Anything out of turn ends it, so that no call ever runs in the wrong function."""
-        what = "a second init" if kind == wire.INIT else "a call before init" if kind == wire.INVOKE else "nonsense"
+        early = "a call before init" if self._handler is None else "more calls at once than init said"
+        what = "a second init" if kind == wire.INIT else early if kind == wire.INVOKE else "nonsense"
         message = f"the sandbox got {what} (frame kind {kind}) and ends"
         meta = wire.encode_meta({"kind": "protocol", "type": "ProtocolError", "message": message, "reusable": False})
         with self._logs.lock:
@@ -165,6 +172,10 @@ class Worker:
             self._function, self._version = meta["function"], meta["version"]
             self._result_bytes = int(meta["result_bytes"])
             self._prepare(meta)
+            if (calls := int(meta.get("calls", 1))) > 1:
+                from . import concurrent
+
+                self._several = concurrent.Concurrent(self, self._link, self._logs, calls, int(meta["log_bytes"]))
             _keep_secrets(secrets)
             self._handler = self._runnable(_load(meta["handler"]))
         except BaseException as e:  # noqa: BLE001 - loading runs user code, which may raise anything
@@ -177,11 +188,13 @@ class Worker:
     def _runnable(self, handler: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
         """What to call for each call. asyncio takes longer to load than all of the shim, so only who needs it does."""
         if not _is_async(handler):
+            if self._several is not None:
+                return handler
             # Context variables are set for one call only.
             return lambda event, context: copy_context().run(handler, event, context)
         from . import tasks
 
-        self._tasks = tasks.Tasks(handler, self._end_if_forked)
+        self._tasks = tasks.Tasks(handler, self.end_if_forked)
         return self._tasks.run
 
     def _prepare(self, meta: dict[str, Any]) -> None:
@@ -198,30 +211,47 @@ class Worker:
         began_s = time.perf_counter()
         self._logs.begin(call_id)
         self._progress.begin(call_id)
-        context = Context(self._function, self._version, meta["job"], meta["attempt"], meta["timeout_ms"] / 1000)
         try:
-            result = self._handler(json.loads(payload.decode()), context)
-            self._end_if_forked()
+            result = self._handler(json.loads(payload.decode()), self.context(meta))
+            self.end_if_forked()
             body = self._encode(result)
         except BaseException as e:  # noqa: BLE001 - whatever the handler raises is its answer
-            self._end_if_forked()
+            self.end_if_forked()
             self._fail(call_id, e, began_s)
             return
-        trouble = self._trouble()
+        trouble = self.left_over()
         if trouble:
             answer = wire.encode_meta({"run_ms": _since_ms(began_s), "reusable": False, "why_not": trouble})
         else:
             answer = b'{"run_ms":%.3f}' % _since_ms(began_s)
         self._answer(wire.RESULT, call_id, answer, body)
 
+    def context(self, meta: dict[str, Any]) -> Context:
+        """The second argument of the handler, for an ``invoke`` frame."""
+        timeout_s = meta["timeout_ms"] / 1000
+        trace = meta.get("traceparent")
+        return Context(self._function, self._version, meta["job"], meta["attempt"], timeout_s, trace)
+
+    def outcome(
+        self, result: Any, exc: BaseException | None, began_s: float
+    ) -> tuple[int, dict[str, Any], bytes | memoryview]:
+        """Kind, meta and body of the answer to a call of several."""
+        if exc is None:
+            try:
+                body = self._encode(result)
+                return wire.RESULT, {"run_ms": _since_ms(began_s)}, body
+            except BaseException as e:  # noqa: BLE001 - encoding runs user code
+                exc = e
+        return wire.ERROR, {"kind": "handler", **_describe(exc, "in the handler"), "run_ms": _since_ms(began_s)}, b""
+
     def _fail(self, call_id: int, exc: BaseException, began_s: float) -> None:
         error = {"kind": "handler", **_describe(exc, "in the handler"), "run_ms": _since_ms(began_s)}
-        trouble = "ran out of memory" if isinstance(exc, MemoryError) else self._trouble()
+        trouble = "ran out of memory" if isinstance(exc, MemoryError) else self.left_over()
         if trouble:
             error |= {"reusable": False, "why_not": trouble}
         self._answer(wire.ERROR, call_id, wire.encode_meta(error), b"")
 
-    def _trouble(self) -> str:
+    def left_over(self) -> str:
         """Why the sandbox must not serve another call; empty when it may."""
         return (self._tasks.trouble if self._tasks is not None else "") or self._children.trouble()
 
@@ -232,7 +262,7 @@ class Worker:
             self._logs.finish()
             self._link.send(kind, call_id, meta, body)
 
-    def _end_if_forked(self) -> None:
+    def end_if_forked(self) -> None:
         """A child that user code forked and that came back from the handler must not answer for its parent."""
         if os.getpid() != self._pid:
             logs.flush()
