@@ -98,6 +98,13 @@ class Client:
         query = "" if wait_s is None else f"?wait={wait_s:g}"
         return self._json("GET", f"/jobs/{quote(job_id, safe='')}{query}", timeout_s=ANSWER_S + (wait_s or 0))
 
+    def jobs(self, **query: Any) -> dict[str, Any]:
+        """One page of jobs, newest first: ``{"jobs": [{"id", "name", "status", "created_at", …}], "cursor"}``.
+
+        ``query``: status, function, cursor, limit; None counts as not given.
+        """
+        return self._json("GET", _with_query("/jobs", query))
+
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Cancel the job; ``{"id", "status": "cancelled"}``."""
         return self._json("DELETE", f"/jobs/{quote(job_id, safe='')}")
@@ -135,8 +142,7 @@ class Client:
 
         ``query``: function, reason, after, before (RFC 3339 with a zone), cursor, limit; None counts as not given.
         """
-        given = urlencode({key: value for key, value in query.items() if value is not None})
-        return self._json("GET", f"/dead?{given}" if given else "/dead")
+        return self._json("GET", _with_query("/dead", query))
 
     def replay(self, job_id: str, payload: bytes | None = None, version: str = "current") -> dict[str, Any]:
         """Put one failed job back, with another payload (JSON text) if one is given; ``{"id", "status"}``."""
@@ -166,6 +172,14 @@ class Client:
     def put_function(self, name: str, deployment: spec.Deployment) -> dict[str, Any]:
         """Make this the version that new jobs run; ``{"name", "version", "changed"}``."""
         return self._json("PUT", f"/functions/{_part(name)}", deployment.encode())
+
+    def versions(self, name: str, diff: str | None = None) -> dict[str, Any]:
+        """The kept versions, deployed last first: ``{"versions": […], "diff": …}``; ``diff`` is ``a..b`` or None."""
+        return self._json("GET", _with_query(f"/functions/{_part(name)}/versions", {"diff": diff}))
+
+    def rollback(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Back to a kept version, else to the one before; ``{"name", "version", "previous", "changed"}``."""
+        return self._json("POST", f"/functions/{_part(name)}/rollback", _given({"version": version}))
 
     def delete_function(self, name: str) -> None:
         """Remove the function; its queued jobs still run."""
@@ -341,6 +355,11 @@ def _cause(error: BaseException) -> str:
 
 def _part(name: str) -> str:
     return quote(name, safe="")
+
+
+def _with_query(path: str, query: Mapping[str, Any]) -> str:
+    given = urlencode({key: value for key, value in query.items() if value is not None})
+    return f"{path}?{given}" if given else path
 
 
 def _given(values: Mapping[str, Any]) -> bytes:

@@ -41,7 +41,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
     live = LiveRunners(registry)
     for routes in (
-        JobRoutes(queue, registry, waiters, live),
+        JobRoutes(queue, parts.lists, registry, waiters, live),
         DeadRoutes(parts.dead, queue, registry),
         FunctionRoutes(queue, registry, Invoker(queue, registry, waiters, live)),
         OperateRoutes(queue, registry, parts.health),

@@ -23,6 +23,7 @@ audit = logging.getLogger("bananas.audit")
 SCOPES: Final[dict[str, Scope | None]] = {
     "operate.healthz": None,
     "operate.readyz": None,
+    "jobs.page": "invoke",
     "jobs.submit": "invoke",
     "jobs.submit_many": "invoke",
     "jobs.show": "invoke",
@@ -32,7 +33,9 @@ SCOPES: Final[dict[str, Scope | None]] = {
     "functions.invoke": "invoke",
     "functions.list": "invoke",
     "functions.show": "invoke",
+    "functions.versions": "invoke",
     "functions.deploy": "deploy",
+    "functions.rollback": "deploy",
     "functions.remove": "deploy",
     "functions.has_bundle": "deploy",
     "functions.put_bundle": "deploy",

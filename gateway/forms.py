@@ -80,6 +80,16 @@ class Form(Generic[_Struct]):
         return f"unknown key {key[:SHOWN_CHARS]!r}; {hint}"
 
 
+def query_values(args: Mapping[str, str], numbers: tuple[str, ...] = ()) -> dict[str, str | int]:
+    """A request's query for ``Form.convert``: without parameters that have no value, and with numbers as such."""
+    values: dict[str, str | int] = {name: value for name, value in args.items() if value != ""}
+    for name in numbers:
+        text = args.get(name, "")
+        if text.isascii() and text.isdecimal() and len(text) <= 9:
+            values[name] = int(text)
+    return values
+
+
 def check_utf8(raw: bytes) -> None:
     """Raises InvalidRequest for a body that is no text."""
     if not raw.isascii():

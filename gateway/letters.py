@@ -19,7 +19,7 @@ from bananas import spec
 from bananas.dead_letters import SCAN, DeadFilter
 from bananas.errors import InvalidRequest
 from bananas.job import DeadReason
-from gateway.forms import Form
+from gateway.forms import Form, query_values
 
 LIMIT: Final = 100
 #: Bodies hold ids at most.
@@ -100,11 +100,7 @@ ONE: Final = Form(OneBody, _VERSION, '{"version": "current"}')
 
 def query(args: Mapping[str, str]) -> PageQuery:
     """The query of ``GET /dead``; a parameter without a value is not given. Raises InvalidRequest."""
-    values: dict[str, str | int] = {name: value for name, value in args.items() if value != ""}
-    limit = args.get("limit", "")
-    if limit.isascii() and limit.isdecimal() and len(limit) <= 9:
-        values["limit"] = int(limit)
-    return _QUERY.convert(values)
+    return _QUERY.convert(query_values(args, numbers=("limit",)))
 
 
 def check_choice(body: PurgeBody, verb: str) -> None:

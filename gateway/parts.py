@@ -7,6 +7,7 @@ from typing import Self
 
 from bananas.dead_letters import DeadLetters
 from bananas.health import Health
+from bananas.listing import JobLists
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
@@ -22,6 +23,7 @@ class Parts:
     """Everything over one set of connections."""
 
     queue: Queue
+    lists: JobLists
     registry: Registry
     waiters: Waiters
     health: Health
@@ -36,6 +38,7 @@ class Parts:
         queue = Queue(connections)
         return cls(
             queue=queue,
+            lists=JobLists(connections),
             registry=Registry(connections),
             waiters=Waiters(queue) if waiters is None else waiters,
             health=Health(connections),

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import rich_click as click
 
-from bananas.cli.output import client, output_option, print_json, print_record, read_jobs, read_payload, time_option
+from bananas.cli.output import (
+    ago,
+    client,
+    output_option,
+    print_json,
+    print_record,
+    print_table,
+    read_jobs,
+    read_payload,
+    time_option,
+)
+from bananas.job import JobState
 from bananas.settings import LIMITS
 from bananas.spec import MAX_RETRIES, PRIORITIES
 from bananas.units import parse_time_ms
@@ -54,7 +65,7 @@ def invoke(name: str, payload: str | None, is_async: bool, unique_key: str | Non
 
 @click.group()
 def jobs() -> None:
-    """Queue, show and cancel jobs; read their logs.
+    """Queue, list, show and cancel jobs; read their logs.
 
     \b
     Example:
@@ -139,6 +150,42 @@ def batch(file: BinaryIO, output: str) -> int:
     refused = f", {counted['refused']} refused" if counted["refused"] else ""
     click.echo(f"{counted['queued']} queued{refused}", err=True)
     return 1 if refused else 0
+
+
+@jobs.command("ls")
+@click.option("--status", type=click.Choice([state.value for state in JobState]), help="Jobs of this state.")
+@click.option("--function", metavar="NAME", help="Jobs of this function.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+@output_option
+def ls(status: str | None, function: str | None, limit: int, output: str) -> None:
+    """List jobs, newest first.
+
+    \b
+    Example:
+      bananas jobs ls --status failed --function hello
+      bananas jobs ls --limit 1000 -o json
+    """
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    with client() as gateway:
+        while True:
+            most = min(limit - len(found), 1000)
+            page = gateway.jobs(status=status, function=function, cursor=cursor, limit=most)
+            found += page["jobs"]
+            cursor = page["cursor"]
+            if cursor is None or len(found) >= limit:
+                break
+    if output == "json":
+        print_json(found)
+    else:
+        rows = ((j["id"], j["name"], _state(j), j["priority"], j["attempts"], ago(j["created_at"])) for j in found)
+        print_table(("ID", "FUNCTION", "STATUS", "PRIORITY", "TRIES", "CREATED"), rows)
+    if cursor is not None:
+        click.echo(f"there are more than {limit}; see them with --limit", err=True)
+
+
+def _state(job: dict[str, Any]) -> str:
+    return f"{job['status']} ({job['reason']})" if job["reason"] else str(job["status"])
 
 
 @jobs.command()

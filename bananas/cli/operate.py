@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from json import dumps
 from typing import Any
 
 import rich_click as click
 
 from bananas.cli.output import ago, client, output_option, print_json, print_table, waits_for_runner
+from bananas.errors import InvalidRequest
 from bananas.units import show_time
 
 
 @click.group()
 def functions() -> None:
-    """List and remove deployed functions.
+    """List deployed functions and their versions, roll back, remove.
 
     \b
     Example:
       bananas functions ls
+      bananas functions rollback hello
     """
 
 
@@ -59,6 +62,98 @@ def _running(function: dict[str, Any]) -> str:
 
 def _time(spec: dict[str, Any]) -> str:
     return show_time(spec["timeout_ms"]) if "timeout_ms" in spec else ""
+
+
+@functions.command("versions")
+@click.argument("name")
+@output_option
+def versions(name: str, output: str) -> None:
+    """List a function's kept versions, deployed last first.
+
+    The one marked * is what new jobs run.
+
+    \b
+    Example:
+      bananas functions versions hello
+    """
+    with client() as gateway:
+        found = gateway.versions(name)["versions"]
+    if output == "json":
+        print_json(found)
+        return
+    rows = (
+        (
+            "*" if v["current"] else " ",
+            v["version"],
+            v["spec"].get("runtime"),
+            v["bundles"]["code"][:12],
+            v["deployed_at"],
+        )
+        for v in found
+    )
+    print_table(("", "VERSION", "RUNTIME", "CODE", "DEPLOYED"), rows)
+
+
+@functions.command("diff")
+@click.argument("name")
+@click.argument("old", metavar="[FROM]", required=False)
+@click.argument("new", metavar="[TO]", required=False)
+@output_option
+def diff(name: str, old: str | None, new: str | None, output: str) -> None:
+    """Show which settings differ between two kept versions.
+
+    Without versions: the current one and the one before it. With one: that
+    one and the current one.
+
+    \b
+    Example:
+      bananas functions diff hello
+      bananas functions diff hello 103c89f0cdda 5e7a90b1c2d3
+    """
+    with client() as gateway:
+        if old is None or new is None:
+            kept = gateway.versions(name)["versions"]
+            at = next((n for n, version in enumerate(kept) if version["current"]), 0)
+            if old is None and at + 1 >= len(kept):
+                raise InvalidRequest(f"no version of {name} from before the current one is kept")
+            old, new = old or kept[at + 1]["version"], kept[at]["version"]
+        found = gateway.versions(name, f"{old}..{new}")["diff"]
+    if output == "json":
+        print_json(found)
+        return
+    if not found["changes"]:
+        click.echo(f"{old} and {new} do not differ")
+        return
+    rows = ((c["setting"], _value(c["from"]), _value(c["to"])) for c in found["changes"])
+    print_table(("SETTING", str(old), str(new)), rows)
+
+
+def _value(value: object) -> str | None:
+    return None if value is None else value if isinstance(value, str) else dumps(value, ensure_ascii=False)
+
+
+@functions.command("rollback")
+@click.argument("name")
+@click.argument("version", required=False)
+@output_option
+def rollback(name: str, version: str | None, output: str) -> None:
+    """Go back to the version before, or to the one that is named.
+
+    Jobs that are queued keep the version they were queued with. To go
+    forward again, name the version.
+
+    \b
+    Example:
+      bananas functions rollback hello
+    """
+    with client() as gateway:
+        answer = gateway.rollback(name, version)
+    if output == "json":
+        print_json(answer)
+    elif answer["changed"]:
+        click.echo(f"{name} is back at {answer['version']} (was {answer['previous']})")
+    else:
+        click.echo(f"{name} already is at {answer['version']}")
 
 
 @functions.command("rm")

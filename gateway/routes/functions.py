@@ -11,13 +11,14 @@ from bananas.queue import Activity, Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, Version
-from gateway import auth, bodies
+from gateway import auth, bodies, versions
 from gateway.answers import iso, json_answer
 from gateway.guard import OCTETS, read_body
 from gateway.invoke import Invoker
 
 #: A spec is short, apart from its ``env``.
 _DEPLOYMENT_BYTES = 256 * 1024
+_ROLLBACK_BYTES = 1024
 
 
 class FunctionRoutes:
@@ -35,6 +36,8 @@ class FunctionRoutes:
         routes.add_url_rule("/functions/<name>", view_func=self.show, methods=["GET"])
         routes.add_url_rule("/functions/<name>", view_func=self.deploy, methods=["PUT"])
         routes.add_url_rule("/functions/<name>", view_func=self.remove, methods=["DELETE"])
+        routes.add_url_rule("/functions/<name>/versions", view_func=self.versions, methods=["GET"])
+        routes.add_url_rule("/functions/<name>/rollback", view_func=self.rollback, methods=["POST"])
         routes.add_url_rule("/functions/<name>/invoke", view_func=self.invoke, methods=["POST"])
         routes.add_url_rule("/bundles/<sha256>", view_func=self.has_bundle, methods=["GET"])  # Flask adds HEAD
         routes.add_url_rule("/bundles/<sha256>", view_func=self.put_bundle, methods=["PUT"])
@@ -42,9 +45,9 @@ class FunctionRoutes:
 
     def list(self) -> Response:
         """The current version of every function, and what each does."""
-        versions = [version for version in self._registry.versions() if auth.covers(version.function)]
-        activity = self._queue.activity([version.function for version in versions])
-        return json_answer({"functions": [_public(version, activity[version.function]) for version in versions]})
+        found = [version for version in self._registry.versions() if auth.covers(version.function)]
+        activity = self._queue.activity([version.function for version in found])
+        return json_answer({"functions": [_public(version, activity[version.function]) for version in found]})
 
     def show(self, name: str) -> Response:
         """The current version of one."""
@@ -63,6 +66,21 @@ class FunctionRoutes:
         if not self._registry.remove(name):
             raise UnknownFunction(f"no function {name[:60]!r} is deployed", function=name[:60])
         return Response(status=204)
+
+    def versions(self, name: str) -> Response:
+        """The kept versions, deployed last first; with ``?diff=a..b`` also what differs between two."""
+        current, kept = self._registry.current(name).version, self._registry.history(name)
+        text = request.args.get("diff")
+        difference = versions.diff(kept, text) if text else None
+        shown = [versions.public(version, current) for version in kept]
+        return json_answer({"name": name, "versions": shown, "diff": difference})
+
+    def rollback(self, name: str) -> Response:
+        """Make a kept version the current one."""
+        body = versions.ROLLBACK.decode(read_body(_ROLLBACK_BYTES) or b"{}")
+        previous = self._registry.current(name).version
+        version, changed = self._registry.rollback(name, body.version)
+        return json_answer({"name": name, "version": version.version, "previous": previous, "changed": changed})
 
     def invoke(self, name: str) -> Response:
         """A synchronous call."""

@@ -1,4 +1,4 @@
-"""``/jobs``: submit one or many, look, wait, cancel, read payload and logs."""
+"""``/jobs``: submit one or many, list, look, wait, cancel, read payload and logs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from flask import Blueprint, Response, request
 
 from bananas.errors import InvalidRequest, UnknownJob
 from bananas.job import Enqueued, NewJob
+from bananas.listing import JobLists, Question
 from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
-from gateway import auth, batch, bodies, hangup, records
+from gateway import auth, batch, bodies, hangup, lists, records
 from gateway.answers import json_answer
 from gateway.guard import read_body
 from gateway.live import LiveRunners
@@ -26,8 +27,9 @@ _CLIENT_CLOSED = 499
 class JobRoutes:
     """The calls on jobs."""
 
-    def __init__(self, queue: Queue, registry: Registry, waiters: Waiters, live: LiveRunners) -> None:
+    def __init__(self, queue: Queue, lists: JobLists, registry: Registry, waiters: Waiters, live: LiveRunners) -> None:
         self._queue = queue
+        self._lists = lists
         self._registry = registry
         self._waiters = waiters
         self._live = live
@@ -35,6 +37,7 @@ class JobRoutes:
     def blueprint(self) -> Blueprint:
         """The routes, to be registered with the app."""
         routes = Blueprint("jobs", __name__)
+        routes.add_url_rule("/jobs", view_func=self.page, methods=["GET"])
         routes.add_url_rule("/jobs", view_func=self.submit, methods=["POST"])
         routes.add_url_rule("/jobs/batch", view_func=self.submit_many, methods=["POST"])
         routes.add_url_rule("/jobs/<job_id>", view_func=self.show, methods=["GET"])
@@ -42,6 +45,14 @@ class JobRoutes:
         routes.add_url_rule("/jobs/<job_id>/payload", view_func=self.payload, methods=["GET"])
         routes.add_url_rule("/jobs/<job_id>/logs", view_func=self.logs, methods=["GET"])
         return routes
+
+    def page(self) -> Response:
+        """Jobs that match, newest first; of a token's own functions only."""
+        query = lists.query(request.args)
+        auth.require_function(query.function)
+        wanted = Question(query.status, query.function, auth.covers)
+        found = self._lists.page(wanted, query.cursor, query.limit)
+        return json_answer({"jobs": [lists.public(job) for job in found.jobs], "cursor": found.cursor})
 
     def submit(self) -> Response:
         """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
