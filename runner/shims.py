@@ -38,9 +38,9 @@ SHIMS = {
         sdk=Path(bananas_sdk.__file__),
         deps="deps",
     ),
-    # The keeper's own heap stays small; the worker's follows the sandbox's memory.
+    # The keeper stays small: its heap, and no threads to compile in. The worker's heap follows the sandbox's memory.
     "node": Shim(
-        command=["node", "--max-old-space-size=64", f"{MOUNT}/shim/keeper.cjs"],
+        command=["node", "--max-old-space-size=64", "--v8-pool-size=0", f"{MOUNT}/shim/keeper.cjs"],
         files=_HERE / "node",
         sdk=None,
         # Node looks for packages in node_modules beside the code, and beside each folder above.
