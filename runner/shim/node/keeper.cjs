@@ -28,9 +28,8 @@ const KILL_TIMEOUT_MS = 5000;
 const SEND_TIMEOUT_MS = 2000;
 /** Where the kernel counts what it killed for memory, with cgroups of version 2 and 1. */
 const OOM_COUNTERS = ['/sys/fs/cgroup/memory.events', '/sys/fs/cgroup/memory/memory.oom_control'];
-/** What V8 prints before it aborts because its heap is full; kept is this much of the end of the output. */
+/** What V8 prints before it aborts because its heap is full. */
 const HEAP_FULL = 'JavaScript heap out of memory';
-const TAIL_BYTES = 8192;
 
 /** Has the kernel killed anything in this sandbox for memory? It counts before it kills. */
 function hasRunOutOfMemory() {
@@ -55,7 +54,6 @@ class Keeper {
   #progress;
   #state = 'stem';
   #callId = 0n;
-  #tail = Buffer.alloc(0);
   #isOrdered = false;
   #isOver = false;
   /** The worker's status and signal, once it has ended. */
@@ -65,7 +63,6 @@ class Keeper {
     this.#runner = runner;
     this.#worker = worker;
     this.#output = new Output(logs, (frame) => this.#send(frame));
-    logs.on('data', (data) => this.#keepTail(data));
     this.#progress = new ProgressRelay((frame) => this.#send(frame));
   }
 
@@ -190,7 +187,7 @@ class Keeper {
     const meta = { status, signal: number };
     if (this.#isOrdered) {
       meta.ordered = true;
-    } else if ((signal === 'SIGKILL' && hasRunOutOfMemory()) || (signal === 'SIGABRT' && this.#isHeapFull())) {
+    } else if ((signal === 'SIGKILL' && hasRunOutOfMemory()) || (signal === 'SIGABRT' && this.#output.tail.includes(HEAP_FULL))) {
       meta.oom = true;
     }
     if (reason) {
@@ -208,14 +205,6 @@ class Keeper {
     } catch {
       // Nobody is left in it.
     }
-  }
-
-  #keepTail(data) {
-    this.#tail = Buffer.concat([this.#tail, data]).subarray(-TAIL_BYTES);
-  }
-
-  #isHeapFull() {
-    return this.#tail.includes(HEAP_FULL);
   }
 
   /** What the runner does not take yet is bounded: nothing more is read from the worker meanwhile. */

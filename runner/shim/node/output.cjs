@@ -16,6 +16,8 @@ const CAP_BYTES = 256 * 1024;
 /** More than a socket pair holds: what is there beyond was written after we began to look. */
 const HELD_BYTES = 1024 * 1024;
 const CHUNK_BYTES = 64 * 1024;
+/** V8 prints its stack and a list of the last collections when its heap is full. */
+const TAIL_BYTES = 8192;
 
 /** Two connected stream sockets: `[ours, theirs]`. In the abstract name space, which belongs to the sandbox alone. */
 function socketPair() {
@@ -66,6 +68,7 @@ class Output {
   #cap = CAP_BYTES;
   #sent = 0;
   #dropped = 0;
+  #tail = Buffer.alloc(0);
 
   /** `socket` is our end; `send` takes the bytes of one frame. */
   constructor(socket, send) {
@@ -101,7 +104,13 @@ class Output {
     this.finish();
   }
 
+  /** The end of all output, whether it was sent or not. */
+  get tail() {
+    return this.#tail;
+  }
+
   take(data) {
+    this.#tail = Buffer.concat([this.#tail, data]).subarray(-TAIL_BYTES);
     if (!this.#isCall) {
       return; // written between two calls: it belongs to none
     }
