@@ -58,6 +58,7 @@ assert len(bananas.scripts.load()) == len(bananas.scripts.NAMES)
 root = pathlib.Path(runner.__file__).parent
 assert not root.is_relative_to(sys.argv[1]), root
 assert (root / "shim/python/keeper.py").is_file()
+assert (root / "shim/node/keeper.cjs").is_file()
 assert pathlib.Path(bananas_sdk.__file__) == root.parent / "bananas_sdk.py"
 assert (pathlib.Path(gateway.__file__).parent / "gunicorn.conf.py").is_file()
 print("all there")
