@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bananas import pack
-from bananas.errors import SandboxDied
+from bananas.errors import ProtocolError, SandboxDied
 from bananas.protocols import Binding, CallReply, HandlerLoadError, Invocation, Sandbox, Secret
 from bananas.spec import PoolSpec, RuntimeInfo
 from runner.bundles import BundleCache
@@ -30,6 +30,15 @@ exports.echo = async (event) => event;
 exports.fails = async () => { throw new TypeError('no'); };
 exports.exits = async () => { console.log('bye'); process.exit(3); };
 exports.hangs = async () => { for (;;) ; };
+exports.kills = async () => { process.kill(process.ppid, 'SIGKILL'); await new Promise(() => {}); };
+exports.stops = async () => { process.kill(process.ppid, 'SIGSTOP'); for (;;) ; };
+exports.closes = async () => { for (let fd = 0; fd < 64; fd++) try { fs.closeSync(fd); } catch {} return 1; };
+exports.breaks = async () => {
+  for (const of of [JSON, Promise.prototype, Buffer, Object, process]) {
+    for (const name of Object.getOwnPropertyNames(of)) try { of[name] = () => { throw 0; }; } catch {}
+  }
+  return 1;
+};
 exports.fills = async () => { const all = []; for (;;) all.push(Buffer.alloc(1 << 20, 1)); };
 exports.heaps = async () => { const all = []; for (;;) all.push(new Array(10000).fill(all.length)); };
 exports.detaches = async () => {
@@ -157,6 +166,19 @@ def test_an_exit_and_a_deadline_are_the_end(rig: Rig) -> None:
     began = time.monotonic()
     sandbox.terminate()
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("handler", ["kills", "stops", "closes", "breaks"])
+def test_code_that_attacks_its_own_sandbox_only_ends_that(rig: Rig, handler: str) -> None:
+    """Whatever it does to the keeper, to descriptors or to the language: soon there is no such sandbox any more."""
+    sandbox, neighbour = rig.bound(handler), rig.bound("echo")
+    began = time.monotonic()
+    with pytest.raises((SandboxDied, ProtocolError, TimeoutError)):
+        rig.call(sandbox, timeout_s=1.0)
+    sandbox.terminate()
+    assert time.monotonic() - began < 8
+    assert not sandbox.is_alive
+    assert rig.call(neighbour, b"1").result == b"1"
 
 
 @pytest.mark.parametrize(("handler", "memory_mb"), [("fills", 128), ("heaps", 128), ("heaps", 64)])
