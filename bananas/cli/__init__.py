@@ -50,6 +50,7 @@ COMMANDS = {
     "gateway": "services",
     "runner": "services",
     "images": "services",
+    "doctor": "doctor",
 }
 ALIASES = {"ps": "runners"}
 #: What a command is called in its module, when that is something else.

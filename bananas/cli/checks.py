@@ -1,0 +1,256 @@
+"""What ``bananas doctor`` looks at, one function a subject. Each gives findings, and raises for nothing that can be
+wrong with an installation; every wait has a deadline. Nothing is changed.
+
+The engine and the images are looked at by ``python -m runner images ls``, since nothing here talks to Docker.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from bananas.errors import ApiError, BananasError, ConfigError, GatewayUnreachable
+from bananas.runtimes import OLDEST_PYTHON
+from bananas.settings import MIB, Settings
+
+_ENGINE_S: Final = 30.0
+_GATEWAY_S: Final = 5.0
+_SYSTEMD_S: Final = 10.0
+#: Of the state directory's file system: below the first nothing works for long, below the second somebody should look.
+_DISK_FAILED_MB: Final = 200
+_DISK_LOW_MB: Final = 2048
+#: Clocks count for `run_at`, for the end of tokens and for what people read; leases and schedules go by Redis' own.
+_CLOCK_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look found."""
+
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+    #: What to do; empty when there is nothing to do, or when ``detail`` says it.
+    next: str = ""
+
+
+def look_at_python(_: Settings) -> list[Finding]:
+    """The interpreter that runs this command."""
+    found = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        return [Finding("python", "failed", found, f"install Bananas with Python {oldest} or newer")]
+    return [Finding("python", "ok", found)]
+
+
+def look_at_engine(settings: Settings) -> list[Finding]:
+    """The Docker Engine, and the image that ``runtime: python`` runs in."""
+    command = [sys.executable, "-P", "-m", "runner", "images", "ls", "-o", "json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ENGINE_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        detail = f"the Docker Engine gave no list of images within {_ENGINE_S:g} s"
+        return [Finding("engine", "failed", detail, "see that `docker info` answers")]
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return [Finding("engine", "failed", said.removeprefix("bananas images: "))]
+    import json
+
+    images = json.loads(done.stdout)["images"]
+    answers = Finding("engine", "ok", f"answers at {os.environ.get('DOCKER_HOST') or 'its usual socket'}")
+    return [answers, base_image(images, settings.python_image)]
+
+
+def base_image(images: list[dict[str, Any]], wanted: str) -> Finding:
+    """Whether there is an image for ``runtime: python``: ``wanted`` by name, or the default one when that is empty."""
+    for image in images:
+        if image["python"] and (wanted in image["tags"] if wanted else image["is_default"]):
+            tag = wanted or image["tags"][0]
+            return Finding("image", "ok", f"{tag}, Python {image['python']}, {image['libc']}")
+    if wanted:
+        detail = f"BANANAS_PYTHON_IMAGE={wanted} is none of the engine's images that say their Python"
+        return Finding("image", "warning", detail, "see `bananas images ls`; a runner looks for it when it starts")
+    return Finding("image", "failed", "there is no default image for Python", "run `bananas images build`")
+
+
+def look_at_redis(settings: Settings) -> list[Finding]:
+    """The Redis that is set, or the server that ``bananas up`` would start."""
+    if not settings.redis_url:
+        from bananas.embedded import find_server
+
+        try:
+            server = find_server()
+        except ConfigError as e:
+            return [Finding("redis", "failed", str(e))]
+        return [Finding("redis", "ok", f"none is set, so `bananas up` starts its own {server.name}")]
+    from bananas.health import Health
+    from bananas.redis_client import Connections, safe_url
+
+    try:
+        connections = Connections(settings.require_redis_url())
+    except BananasError as e:
+        return [Finding("redis", "failed", str(e))]
+    shown = safe_url(settings.redis_url)
+    try:
+        found = [
+            Finding(
+                check.name,
+                check.status,
+                f"{shown} {check.detail}" if (check.name, check.status) == ("redis", "ok") else check.detail,
+            )
+            for check in Health(connections).check()
+        ]
+        if found[0].status == "ok":
+            before_s = time.time()
+            with connections.guard():
+                seconds, micros = connections.commands.time()
+            middle_s = (before_s + time.time()) / 2
+            found.append(clock("Redis", float(seconds) + float(micros) / 1e6 - middle_s))
+    except BananasError as e:
+        found = [Finding("redis", "failed", str(e))]
+    finally:
+        connections.close()
+    return found
+
+
+def clock(whose: str, ahead_s: float) -> Finding:
+    """How far another clock is ahead of this one."""
+    if abs(ahead_s) <= _CLOCK_S:
+        return Finding("clock", "ok", f"that of {whose} and this one differ by less than {_CLOCK_S:g} s")
+    way = "ahead of" if ahead_s > 0 else "behind"
+    detail = f"that of {whose} is {abs(ahead_s):.0f} s {way} this one"
+    return Finding("clock", "warning", detail, "let both hosts set their clocks by NTP")
+
+
+def look_at_gateway(settings: Settings, url: str) -> list[Finding]:
+    """Whether it answers, takes our token, and can take jobs; and its clock."""
+    from bananas.client import Client
+
+    try:
+        with Client(url, settings.token) as gateway:
+            findings = _readiness(gateway.url)
+            try:
+                gateway.functions()
+            except ApiError as e:
+                findings.append(_refusal(e))
+        return findings
+    except GatewayUnreachable as e:
+        return [Finding("gateway", "failed", str(e))]
+    except BananasError as e:
+        return [Finding("gateway", "failed", str(e), "set BANANAS_URL, or give --url")]
+
+
+def _refusal(error: ApiError) -> Finding:
+    """What it means that we may not list functions."""
+    if error.status == 403:
+        return Finding("token", "ok", f"the gateway knows it; it may not do everything ({error})")
+    if error.status == 401:
+        step = "set BANANAS_TOKEN to a token of this gateway; `bananas token create` makes one"
+        return Finding("token", "failed", str(error), step)
+    return Finding("gateway", "failed", str(error), "see its log")
+
+
+def _readiness(url: str) -> list[Finding]:
+    """What ``/readyz`` says; raises GatewayUnreachable."""
+    from email.utils import parsedate_to_datetime
+
+    import requests
+
+    with requests.Session() as session:
+        # A proxy from the environment would be asked for its own loopback address.
+        session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
+        before_s = time.time()
+        try:
+            answer = session.get(f"{url}/readyz", timeout=_GATEWAY_S, allow_redirects=False)
+            told = answer.json()
+        except requests.exceptions.JSONDecodeError:
+            detail = f"{url} answers, but not like a gateway of Bananas (HTTP {answer.status_code} for /readyz)"
+            return [Finding("gateway", "failed", detail, "set BANANAS_URL, or give --url")]
+        except requests.RequestException as e:
+            raise GatewayUnreachable(
+                f"no gateway answers at {url} ({type(e).__name__}); start one with `bananas up`, or set BANANAS_URL"
+            ) from e
+        middle_s = (before_s + time.time()) / 2
+    findings = [Finding("gateway", "ok", f"{url} takes jobs")]
+    if answer.status_code != 200:
+        findings = [Finding("gateway", "failed", f"{url} takes no jobs: {told.get('detail', 'it does not say why')}")]
+    for check in told.get("checks", []):
+        if check["status"] == "warning":
+            findings.append(Finding(f"its {check['name']}", "warning", check["detail"]))
+    if date := answer.headers.get("Date"):
+        # It is cut to whole seconds.
+        findings.append(clock("the gateway", parsedate_to_datetime(date).astimezone(UTC).timestamp() + 0.5 - middle_s))
+    return findings
+
+
+def look_at_disk(settings: Settings) -> list[Finding]:
+    """Room and rights where bundles, sockets and our own Redis live."""
+    state = settings.state_path
+    there = next((path for path in (state, *state.parents) if path.exists()), Path("/"))
+    try:
+        free_mb = shutil.disk_usage(there).free // MIB
+    except OSError as e:
+        return [Finding("disk", "failed", f"{there} cannot be looked at: {e.strerror}", "set BANANAS_STATE_DIR")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        detail = f"{there} may not be written by this user, and {state} is the state directory"
+        return [Finding("disk", "warning", detail, "run as the user of the services, or set BANANAS_STATE_DIR")]
+    return [disk(state, free_mb)]
+
+
+def disk(state: Path, free_mb: int) -> Finding:
+    """What the room on the state directory's file system means."""
+    detail = f"{free_mb} MiB are free for {state}"
+    if free_mb >= _DISK_LOW_MB:
+        return Finding("disk", "ok", detail)
+    step = "free some, or set BANANAS_STATE_DIR to another file system"
+    return Finding("disk", "failed" if free_mb < _DISK_FAILED_MB else "warning", detail, step)
+
+
+def look_at_units(_: Settings) -> list[Finding]:
+    """Our systemd units, where there is a systemd and any of them is installed."""
+    if shutil.which("systemctl") is None:
+        return []
+    command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "bananas*.service"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMD_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return [Finding("systemd", "warning", f"systemctl gave no answer within {_SYSTEMD_S:g} s")]
+    # Without systemd as process 1, as in most containers, it cannot tell and says so by its exit code.
+    return units(done.stdout) if done.returncode == 0 else []
+
+
+def units(listed: str) -> list[Finding]:
+    """One finding for each line ``UNIT LOAD ACTIVE SUB DESCRIPTION`` of ``systemctl list-units``."""
+    found: list[Finding] = []
+    for line in listed.splitlines():
+        words = line.split(maxsplit=4)
+        if len(words) < 4:
+            continue
+        unit, _, active, sub = words[:4]
+        if active == "failed":
+            found.append(Finding(unit, "failed", f"{active} ({sub})", f"see `journalctl -u {unit} -n 50`"))
+        elif active in ("active", "reloading"):
+            found.append(Finding(unit, "ok", f"{active} ({sub})"))
+        else:
+            found.append(Finding(unit, "warning", f"{active} ({sub})", f"start it with `systemctl start {unit}`"))
+    return found
+
+
+#: By the name that ``--skip`` takes, in order; the gateway is looked at apart, since it needs the address.
+LOOKS: Final[dict[str, Callable[[Settings], list[Finding]]]] = {
+    "python": look_at_python,
+    "disk": look_at_disk,
+    "engine": look_at_engine,
+    "redis": look_at_redis,
+    "systemd": look_at_units,
+}
