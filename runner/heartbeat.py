@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from bananas.job import Claim
 from bananas.queue import Queue
 from runner.executor import Running
 from runner.service import PeriodicService
@@ -31,9 +32,11 @@ class InFlight:
         """A claim begins."""
         self._attempts[running.claim.id, running.claim.token] = running
 
-    def remove(self, job_id: str, token: int) -> None:
-        """Its settlement arrived, or it was given up."""
-        self._attempts.pop((job_id, token), None)
+    def remove(self, claim: Claim) -> None:
+        """Its settlement arrived, or it was given up. Another attempt with its token stays."""
+        running = self.get(claim.id, claim.token)
+        if running is not None and running.claim is claim:
+            del self._attempts[claim.id, claim.token]
 
     def get(self, job_id: str, token: int) -> Running | None:
         """The attempt, if it is here."""

@@ -134,7 +134,7 @@ class Worker(GreenletService):
             self._drained.set()
         for settlement, accepted in zip(ready, step.settled, strict=True):
             claim = settlement.claim
-            self._in_flight.remove(claim.id, claim.token)
+            self._in_flight.remove(claim)
             if not accepted:
                 log.info(
                     "report refused job=%s token=%d: the attempt was not the job's any more", claim.id, claim.token
@@ -157,6 +157,9 @@ class Worker(GreenletService):
         return free
 
     def _begin(self, claim: Claim, sent_s: float) -> None:
+        forgotten = self._in_flight.get(claim.id, claim.token)
+        if forgotten is not None:  # a failover lost that claim, so its token was given again
+            forgotten.abandon("claimed again")
         running = Running(claim, lease_seen_s=sent_s)
         self._in_flight.add(running)
         if self._is_handing_back:  # it came with a step that was under way when the shutdown began
@@ -172,7 +175,7 @@ class Worker(GreenletService):
     def _attempt(self, running: Running, pool: SandboxPool) -> None:
         settlement = self._executor.run(running, pool)
         if settlement is None:
-            self._in_flight.remove(running.claim.id, running.claim.token)
+            self._in_flight.remove(running.claim)
             # Its slot is free again: there may be work for it.
             self.rang(pool.name)
             self._drained.set()

@@ -8,7 +8,9 @@ from random import Random
 
 import gevent
 import pytest
+from gevent.event import Event
 
+from bananas import keys
 from bananas.job import JobState, NewJob
 from bananas.queue import Queue
 from bananas.redis_client import Connections
@@ -103,6 +105,41 @@ def test_failures_go_to_the_schedule_and_the_worker_goes_on(rig):
     rig.until(lambda: rig.queue.show(fine).state is JobState.COMPLETED)
     rig.until(lambda: rig.queue.show(failing).state is JobState.SCHEDULED)
     assert rig.queue.show(failing).failures == 1
+
+
+def test_a_claim_that_a_failover_forgot_and_gave_again_ends_the_attempt_before(rig):
+    """Both attempts have one token, and only the later one may tell how the job ended."""
+    calls: list[Event] = []
+
+    def wait(event, context):
+        calls.append(Event())
+        number = len(calls)
+        assert calls[-1].wait(10)
+        return number
+
+    rig.factory.handlers["h.wait"] = wait
+    job = rig.queue.enqueue(NewJob("wait", b"1")).id
+    rig.worker.start()
+    rig.until(lambda: len(calls) == 1)
+    [first] = rig.in_flight.all()
+    redis = rig.connections.commands
+    for key in (keys.running("wait"), keys.busy("default")):
+        redis.srem(key, job)
+    redis.zrem(keys.LEASES, job)
+    redis.hset(keys.job(job), mapping={"state": "pending", "token": 0})
+    redis.lpush(keys.lane("default", "normal"), job)
+    rig.worker.rang("default")
+    rig.until(lambda: len(calls) == 2)
+    [second] = rig.in_flight.all()
+    assert second is not first
+    assert (second.claim.token, first.claim.token, bool(first.abandoned)) == (1, 1, True)
+    calls[0].set()
+    rig.until(lambda: rig.pool.free == SPEC.concurrency - 1)
+    assert rig.in_flight.all() == [second]
+    calls[1].set()
+    rig.until(lambda: rig.queue.show(job).state is JobState.COMPLETED)
+    assert rig.queue.show(job).result == b"2"
+    rig.until(lambda: len(rig.in_flight) == 0)
 
 
 def test_draining_worker_claims_nothing_more(rig):
