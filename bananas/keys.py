@@ -31,7 +31,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
-| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | while it is one of the last 20 or a live job needs it; then 7 days |
+| ``version:<name>@<version>`` | STRING | one immutable version (JSON) | of the last 20 or of a live job; then 7 days |
 | ``versions:<name>`` | ZSET | its last 20 versions → deployed (Unix ms) | until removed |
 | ``bundle:<sha256>`` | STRING | an archive | 1 h after upload; once deployed as long as a version needs it |
 | ``pools`` | HASH | name → pool spec (JSON) | |
@@ -137,6 +137,11 @@ def running(function: str) -> str:
 def busy(pool: str) -> str:
     """SET of a pool's leased ids."""
     return f"{PREFIX}busy:{pool}"
+
+
+def unique(function: str, key: str) -> str:
+    """STRING that names the first job with a unique key."""
+    return f"{PREFIX}unique:{function}:{key}"
 
 
 def cron(function: str) -> str:

@@ -120,6 +120,11 @@ class Queue:
             answers += [codec.enqueued(job, answer) for job, answer in zip(chunk, raw, strict=True)]
         return answers
 
+    def is_taken(self, function: str, unique_key: str) -> bool:
+        """True when an earlier job of the function stands for the key."""
+        with self._connections.guard():
+            return bool(self._connections.commands.exists(keys.unique(function, unique_key)))
+
     def wait(self, job_id: str, reply_to: str) -> Reply | None:
         """The end of the job, or None: then ``reply_to`` will get it. Raises UnknownJob or JobExpired."""
         answer = self._run("wait", job_id, reply_to, LIMITS.push_bytes, _MAX_WAITERS)

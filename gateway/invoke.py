@@ -116,7 +116,7 @@ class Invoker:
             unique_key=key,
             traceparent=traceparent,
         )
-        if key is not None:
+        if key is not None and not self._queue.is_taken(function, key):
             # Before it is queued: the key would go on standing for a call that could not be.
             self._check_served(function, self._registry.current(function).spec.pool, fresh=True)
         with ExitStack() as stack:

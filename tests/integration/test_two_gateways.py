@@ -132,7 +132,7 @@ def test_a_keyed_call_outlives_its_client_who_may_come_back(two, player, pool):
 
 
 def test_a_key_does_not_stand_for_a_call_that_could_not_be(two, player, pool):
-    """Without a runner nothing is queued, so that the same call may be sent again; a wrong key is told."""
+    """Without a runner nothing is queued, but what was run before is answered; a wrong key is told."""
     _, here, _ = two
     player.registry.retire("player")
     refused = invoke(here, "later")
@@ -143,6 +143,10 @@ def test_a_key_does_not_stand_for_a_call_that_could_not_be(two, player, pool):
     claim = player.claim()
     player.settle(claim, result=b"1")
     assert answer.result(SOON_S).status == 200
+    player.registry.retire("player")
+    until(lambda: invoke(here, "other").status == 503, SOON_S, "the gateway to miss the runner")
+    again = invoke(here, "later")
+    assert (again.status, again.json, again.headers["Bananas-Duplicate"]) == (200, 1, "true")
     wrong = invoke(here, "k" * 201)
     assert (wrong.status, wrong.json["code"]) == (422, "invalid-request")
 
