@@ -252,6 +252,10 @@ class Client:
         """
         return list(self._json("GET", "/runners")["runners"])
 
+    def metrics(self) -> str:
+        """What ``/metrics`` tells: Prometheus text of this moment."""
+        return self._call("GET", "/metrics").decode()
+
     def has_bundle(self, sha256: str) -> bool:
         """True when the gateway has that archive, and will keep it for a while."""
         try:

@@ -51,6 +51,7 @@ COMMANDS = {
     "runner": "services",
     "images": "services",
     "doctor": "doctor",
+    "completion": "completion",
 }
 ALIASES = {"ps": "runners"}
 #: What a command is called in its module, when that is something else.

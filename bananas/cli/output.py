@@ -127,15 +127,21 @@ def print_json(value: object) -> None:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Aligned columns; on a terminal the widest are cut until a row fits its width."""
+    width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+    for line in table_lines(headings, rows, width):
+        click.echo(line)
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> Iterator[str]:
+    """Aligned columns; with ``width`` the widest ones are cut until a row has no more characters than that."""
     lines = [list(headings), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    if sys.stdout.isatty():
-        room = max(80, shutil.get_terminal_size().columns) - 2 * (len(widths) - 1)
+    if width is not None:
+        room = width - 2 * (len(widths) - 1)
         while sum(widths) > room and max(widths) > 8:
             widths[widths.index(max(widths))] -= 1
     for line in lines:
-        cells = (_cut(cell, width).ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        yield "  ".join(_cut(text, wide).ljust(wide) for text, wide in zip(line, widths, strict=True)).rstrip()
 
 
 def cell(value: object) -> str:
