@@ -50,6 +50,7 @@ COMMANDS = {
     "gateway": "services",
     "runner": "services",
     "images": "services",
+    "top": "top",
     "doctor": "doctor",
     "completion": "completion",
 }
