@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 # Its reaper is an image that would have to be pulled; tests.tools.leftovers does that work. Read at import.
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 
+import coverage
 import docker
 import pytest
 import redis
@@ -35,6 +38,11 @@ settings.register_profile("bananas", deadline=None, suppress_health_check=[Healt
 settings.register_profile("long", settings.get_profile("bananas"), max_examples=5000)
 settings.load_profile(os.environ.get("BANANAS_HYPOTHESIS") or "bananas")
 
+if (_measured := coverage.Coverage.current()) is not None:
+    # What coverage does for concurrency = thread, for this process alone: gevent patches nothing here, while in the
+    # services that setting loses greenlets (see pyproject.toml).
+    threading.settrace(_measured._collector._installation_trace)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by need, so that ``-m 'not docker'`` is always right."""
@@ -44,6 +52,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.docker)
         if "redis_server" in fixtures:
             item.add_marker(pytest.mark.redis)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Every table that a test recorded, passed or not, once; with xdist too, where only this file has hooks."""
+    reports = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
+    tables = [text for report in reports for name, text in getattr(report, "user_properties", []) if name == "table"]
+    if tables:
+        terminalreporter.section("chaos")
+        for text in dict.fromkeys(tables):
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
-"""A platform of its own for each chaos test, and the tables of all storms at the end of the run."""
+"""A platform of its own for each chaos test. What the storms recorded is printed by tests/conftest.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -18,13 +17,3 @@ def platform(redis_url: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     with Platform(redis_url, **env) as platform:
         platform.gateway()
         yield platform
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Every table that a test recorded, passed or not."""
-    reports = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
-    tables = [text for report in reports for name, text in getattr(report, "user_properties", []) if name == "table"]
-    if tables:
-        terminalreporter.section("chaos")
-        for text in dict.fromkeys(tables):
-            terminalreporter.write_line(text)

@@ -211,3 +211,42 @@ def test_down_stops_nothing_that_setup_did_not_start(checkout: Checkout) -> None
     (checkout.path / ".bananas/dockerd.pid").write_text(f"{os.getpid()}\n")
     assert "is gone already" in checkout.run("down").stdout
     assert not (checkout.path / ".bananas/dockerd.pid").exists()
+
+
+def of_suite(checkout: Checkout, ran: int, *arguments: str, pytest_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """scripts/test in a checkout that is set up, where pytest ends with that code and ``ran`` of 1000 lines ran."""
+    (checkout.path / "scripts/setup").write_text("exit 0\n")
+    shutil.copytree(ROOT / "tests/tools", checkout.path / "tests/tools", ignore=shutil.ignore_patterns("__pycache__"))
+    python = checkout.path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    totals = f'{{"totals": {{"covered_lines": {ran}, "num_statements": 1000}}}}'
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    "-m coverage run "*) exit {pytest_code} ;;
+    "-m coverage json "*) echo '{totals}' ;;
+    "-m tests.tools.line_coverage") exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    return checkout.run("test", *arguments)
+
+
+def test_too_few_lines_fail_the_whole_suite(checkout: Checkout) -> None:
+    """All tests may pass: below the wanted share the suite fails with a code of its own, and says the figure."""
+    done = of_suite(checkout, 939)
+    assert done.returncode == 21, done
+    assert "line coverage: 93.9 %, 939 of 1000 lines; too low, at least 94 % are wanted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ran", "arguments", "pytest_code"), [(940, [], 0), (10, ["tests/unit"], 0), (10, [], 1), (10, ["-x"], 5)]
+)
+def test_coverage_hides_no_failure_and_asks_nothing_of_a_part(
+    checkout: Checkout, ran: int, arguments: list[str], pytest_code: int
+) -> None:
+    """With enough lines, for a part of the tests, or where a test failed, the exit code is pytest's."""
+    done = of_suite(checkout, ran, *arguments, pytest_code=pytest_code)
+    assert done.returncode == pytest_code, done
+    assert f"line coverage: {ran / 10} %" in done.stdout
