@@ -173,7 +173,10 @@ def test_problems_of_all_functions_are_told_and_nothing_is_switched(app: Path, g
 def test_a_runtime_that_no_runner_has_is_told_with_the_next_step(app: Path, gateway: StubGateway, run: Run) -> None:
     """Requirements cannot be installed for an unknown interpreter."""
     (app / "bananas.yaml").write_text(MANIFEST.replace("  hello:\n", "  hello: {runtime: python3.13}\n"))
-    with pytest.raises(DeployError, match=r"no runner has published the runtime python3.13; .*`bananas images build --runtime python3.13`"):
+    with pytest.raises(
+        DeployError,
+        match=r"no runner has published the runtime python3.13; .*`bananas images build --runtime python3.13`",
+    ):
         run()
     gateway.runtimes.clear()
     with pytest.raises(
