@@ -95,6 +95,12 @@ class HostNotAllowed(RequestError):
     code = "host-not-allowed"
 
 
+class OriginNotAllowed(RequestError):
+    """Without authentication no page of another site may call functions."""
+
+    code = "origin-not-allowed"
+
+
 class UnknownFunction(RequestError):
     """No function of that name is deployed."""
 

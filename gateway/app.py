@@ -16,6 +16,7 @@ from gateway.routes.dead import DeadRoutes
 from gateway.routes.functions import FunctionRoutes
 from gateway.routes.jobs import JobRoutes
 from gateway.routes.operate import OperateRoutes
+from gateway.routes.raw import RawRoutes
 from gateway.routes.schedules import ScheduleRoutes
 from gateway.routes.secrets import SecretRoutes
 from gateway.routes.tokens import TokenRoutes
@@ -40,10 +41,12 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     problems.register(app)
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
     live = LiveRunners(registry)
+    invoker = Invoker(queue, registry, waiters, live)
     for routes in (
         JobRoutes(queue, parts.lists, registry, waiters, live),
         DeadRoutes(parts.dead, queue, registry),
-        FunctionRoutes(queue, registry, Invoker(queue, registry, waiters, live)),
+        FunctionRoutes(queue, registry, invoker),
+        RawRoutes(invoker, listen.needs_tokens(settings)),
         OperateRoutes(queue, registry, parts.health),
         SecretRoutes(parts.secrets, registry),
         ScheduleRoutes(parts.schedules),

@@ -31,6 +31,7 @@ SCOPES: Final[dict[str, Scope | None]] = {
     "jobs.payload": "invoke",
     "jobs.logs": "invoke",
     "functions.invoke": "invoke",
+    "raw.call": "invoke",
     "functions.list": "invoke",
     "functions.show": "invoke",
     "functions.versions": "invoke",
@@ -47,6 +48,8 @@ SCOPES: Final[dict[str, Scope | None]] = {
 }
 #: What a deploy reads, whoever's functions there are.
 _SHARED: Final = frozenset({"operate.runtimes", "operate.pools"})
+#: Blueprints whose ``name`` is a function.
+_NAMED: Final = frozenset({"functions", "raw"})
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -65,7 +68,7 @@ def check(tokens: Tokens) -> Callable[[], None]:
             )
         g.token = token
         name = (request.view_args or {}).get("name")
-        if request.blueprint == "functions":
+        if request.blueprint in _NAMED:
             require_function(name)
         elif token.functions and scope != "invoke" and request.endpoint not in _SHARED:
             raise Forbidden(f"token {token.id} is bound to {', '.join(token.functions)}; this call concerns others too")

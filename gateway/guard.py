@@ -20,11 +20,13 @@ from flask import request
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import BadRequest, ClientDisconnected
 
-from bananas.errors import HostNotAllowed, PayloadTooLarge, UnsupportedMedia
+from bananas.errors import HostNotAllowed, OriginNotAllowed, PayloadTooLarge, UnsupportedMedia
 from gateway.listen import is_loopback
 
 JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
+#: For ``read_body``: whatever the body is. Only where ``check_origin`` or a token guards the call.
+ANY: Final = ""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 
@@ -50,14 +52,32 @@ def host_check(names: Sequence[str]) -> Callable[[], None]:
     return check_host
 
 
+def check_origin() -> None:
+    """Raises OriginNotAllowed for what a browser sends on behalf of another site's page.
+
+    Following a link is let through. For calls that take more than JSON, which such a page can send without asking.
+    """
+    host, origin = request.environ.get("HTTP_HOST", ""), request.headers.get("Origin")
+    site, mode = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
+    follows_link = request.method in ("GET", "HEAD") and mode == "navigate"
+    if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+        raise OriginNotAllowed(
+            f"Origin {origin[:100]!r} is not this gateway ({host}): a page of another site may not call functions "
+            "here; have your own server call, or ask for API tokens (docs/security.md)"
+        )
+    if site in ("cross-site", "same-site") and not follows_link:
+        raise OriginNotAllowed(f"Sec-Fetch-Site is {site}: a page of another site may not call functions here")
+
+
 def read_body(limit_bytes: int, media: str = JSON, what: str = "body") -> bytes:
     """The body; raises UnsupportedMedia or, mostly before a byte of it is read, PayloadTooLarge.
 
     Args:
         limit_bytes: the most that is read.
+        media: the type it must have; ``ANY``: it is not looked at.
         what: the name of the body in a message.
     """
-    if request.mimetype != media:
+    if media != ANY and request.mimetype != media:
         sent = repr(request.mimetype) if request.mimetype else "nothing"
         raise UnsupportedMedia(f"{request.method} {request.path} takes Content-Type: {media}, not {sent}")
     size = request.content_length

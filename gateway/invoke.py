@@ -60,7 +60,7 @@ class Telling(Protocol):
 class Problems:
     """The result as it is, and failures as problems."""
 
-    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:  # noqa: ARG002
         """JSON."""
         return Response(result, 200, headers, mimetype="application/json")
 

@@ -26,6 +26,8 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "invalid-request": (422, "The request is not valid"),
     "too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body has the wrong type"),
+    "origin-not-allowed": (403, "Pages of this origin are not served"),
+    "bad-answer": (502, "The function's answer is not HTTP"),
     "host-not-allowed": (403, "This host name is not served"),
     "unknown-function": (404, "No such function"),
     "unknown-job": (404, "No such job"),

@@ -86,7 +86,8 @@ class FunctionRoutes:
         """A synchronous call."""
         payload = bodies.sync_payload(name, read_body(LIMITS.payload_bytes, what="payload"))
         key = bodies.checked_key(request.headers.get(bodies.KEY_HEADER))
-        return self._invoker.call(name, payload, request.environ, key)
+        trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
+        return self._invoker.call(name, payload, request.environ, key, traceparent=trace)
 
     def has_bundle(self, sha256: str) -> Response:
         """200 when the archive is here; never its content."""

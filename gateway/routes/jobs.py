@@ -57,7 +57,8 @@ class JobRoutes:
     def submit(self) -> Response:
         """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
         raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload")
-        job = bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER))
+        trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
+        job = bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER), trace)
         auth.require_function(job.function)
         queued = self._queue.enqueue(job)
         location = {"Location": f"/jobs/{queued.id}"}
