@@ -226,6 +226,37 @@ def test_a_second_stop_does_not_wait_for_the_grace(running: Running) -> None:
     assert running.stop() == 0
 
 
+def test_restarts_go_one_after_the_other(running: Running) -> None:
+    """The next part ends only when the one before is ready again; names that mean nothing change nothing."""
+    parts = [program(name, SERVE, ready_line="up") for name in ("one", "two")]
+    for part in parts:
+        running.supervisor.add(part)
+    running.start()
+    assert running.supervisor.ready.wait(WAIT_S)
+    pids = [part.pid for part in parts]
+    running.supervisor.post(lambda: running.supervisor.restart(["one", "nobody", "two", "one"]))
+    running.wait_line("two runs again")
+    told = [line.partition("| ")[2] for line in running.lines if "restarting" in line or "runs again" in line]
+    assert told == ["restarting one", "one runs again", "restarting two", "two runs again"]
+    assert not any(is_alive(pid) for pid in pids if pid is not None)
+    assert all(part.pid not in (None, pid) for part, pid in zip(parts, pids, strict=True))
+
+
+def test_a_part_that_does_not_end_for_its_restart_is_killed(running: Running) -> None:
+    """Restarting has the deadline of stopping, and then goes on."""
+    part = program("part", STUBBORN, ready_line="up", stop_s=0.3)
+    running.supervisor.add(part)
+    running.start()
+    assert running.supervisor.ready.wait(WAIT_S)
+    before = part.pid
+    running.supervisor.post(lambda: running.supervisor.restart(["part"]))
+    running.wait_line("part did not end within 0.3 s; killing it")
+    running.wait_line("part runs again")
+    assert before is not None
+    assert part.pid != before
+    assert not is_alive(before)
+
+
 def test_what_a_part_leaves_in_its_group_ends_with_it(running: Running) -> None:
     """A master that dies does not leave workers that hold its port."""
     part = program("part", f"{WITH_WORKER}\n{SERVE}", STUBBORN, ready_line="up")
