@@ -12,6 +12,7 @@ from gateway import auth, guard, hints, listen, problems
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
 from gateway.parts import Parts
+from gateway.routes.aws import AwsRoutes
 from gateway.routes.dead import DeadRoutes
 from gateway.routes.functions import FunctionRoutes
 from gateway.routes.jobs import JobRoutes
@@ -47,6 +48,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         DeadRoutes(parts.dead, queue, registry),
         FunctionRoutes(queue, registry, invoker),
         RawRoutes(invoker, listen.needs_tokens(settings)),
+        AwsRoutes(queue, registry, invoker, listen.needs_tokens(settings)),
         OperateRoutes(queue, registry, parts.health),
         SecretRoutes(parts.secrets, registry),
         ScheduleRoutes(parts.schedules),

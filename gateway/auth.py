@@ -32,6 +32,7 @@ SCOPES: Final[dict[str, Scope | None]] = {
     "jobs.logs": "invoke",
     "functions.invoke": "invoke",
     "raw.call": "invoke",
+    "aws.invoke": "invoke",
     "functions.list": "invoke",
     "functions.show": "invoke",
     "functions.versions": "invoke",
@@ -100,6 +101,8 @@ def require_function(function: str | None) -> None:
 def _bearer() -> str:
     header = request.headers.get("Authorization", "")
     kind, _, text = header.partition(" ")
+    if request.endpoint == "aws.invoke" and kind.startswith("AWS4-"):  # its clients sign; the token is beside
+        kind, text = "bearer", request.headers.get("X-Amz-Security-Token", "")
     if kind.lower() != "bearer" or not text.strip():
         raise Unauthorized("a token is needed: Authorization: Bearer bn_…; `bananas token create` makes one")
     return text.strip()
