@@ -91,7 +91,7 @@ def _prepare(
     if not is_node:
         syntax.check(code, function.folder, runtimes[runtime]["python"])
     if text is not None:
-        deps = _install(name, function, deployment.abi, report)
+        deps = install(name, function, deployment.abi, report)
         if deps is not None:
             _upload(client, name, "requirements", deps, report)
             bundles = msgspec.structs.replace(deployment.bundles, deps=deps.digest)
@@ -128,8 +128,8 @@ def _served(client: Client, name: str) -> str | None:
         raise
 
 
-def _install(name: str, function: ManifestFunction, abi: str, report: Report) -> pack.Bundle | None:
-    """The packed requirements or packages; None when the file asks for nothing."""
+def install(name: str, function: ManifestFunction, abi: str, report: Report) -> pack.Bundle | None:
+    """The packed requirements or packages for a runtime; None when the file asks for nothing. Raises DeployError."""
     path = function.requirements or function.folder / "package.json"
     report(f"{name}: installing {path.name} for {abi}")
     with tempfile.TemporaryDirectory(prefix="bananas-deps-") as folder:

@@ -1,4 +1,6 @@
-"""``python -m runner``: a runner. ``python -m runner images …``: the base images (see ``runner.images_cli``)."""
+"""``python -m runner``: a runner. ``python -m runner images …``: the base images (see ``runner.images_cli``).
+``python -m runner call …``: one call without a server (see ``runner.call``).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,17 @@ def main(argv: list[str]) -> int:
         from runner import images_cli
 
         return images_cli.main(argv[1:])
+    if argv[:1] == ["call"]:
+        from runner import call
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            return call.main(argv[1:])
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
     if argv:
-        print(f"error: python -m runner takes no arguments but images, got {argv}", file=sys.stderr)
+        print(f"error: python -m runner takes no arguments but images and call, got {argv}", file=sys.stderr)
         return 2
     from runner.supervisor import Supervisor, describe_start
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import rich_click as click
@@ -12,6 +13,7 @@ import rich_click as click
 from bananas.cli.output import (
     ago,
     client,
+    file_option,
     output_option,
     print_json,
     print_record,
@@ -38,20 +40,33 @@ _key_option = click.option(
 @click.argument("name")
 @click.argument("payload", required=False)
 @click.option("--async", "is_async", is_flag=True, help="Queue it as a job and return at once.")
+@click.option("--local", is_flag=True, help="Call it here, in a real sandbox, without a server.")
+@file_option
 @_key_option
 @output_option
-def invoke(name: str, payload: str | None, is_async: bool, unique_key: str | None, output: str) -> int:
+def invoke(
+    name: str, payload: str | None, is_async: bool, local: bool, file: Path, unique_key: str | None, output: str
+) -> int:
     """Call a function and print its result.
 
     PAYLOAD is JSON, - for stdin, or @file; without it the event is {}.
     A call that fails is not tried again; with --async the function's retries apply.
+    --local packs the function of the manifest (-f) and calls it under the same
+    limits as a runner would; it needs an engine and nothing else.
 
     \b
     Example:
       bananas invoke hello '{"name": "Ada"}'
       bananas invoke hello @event.json --async
+      bananas invoke hello --local
     """
+    if local and (is_async or unique_key is not None):
+        raise click.UsageError("--local is without a queue; leave out --async and --unique-key")
     body = read_payload(payload)
+    if local:
+        from bananas.cli.local import call
+
+        call(name, file, body)
     with client() as gateway:
         if is_async:
             return _submitted(gateway.submit(name, body, unique_key=unique_key), output)

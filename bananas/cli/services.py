@@ -16,7 +16,7 @@ import rich_click as click
 from bananas.errors import ConfigError
 
 
-def _become(module: str, *args: str, **settings: object) -> NoReturn:
+def become(module: str, *args: str, **settings: object) -> NoReturn:
     """Replace this process by ``python -m module``; settings that are None are left to the environment."""
     given = {f"BANANAS_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
     sys.stdout.flush()
@@ -37,7 +37,7 @@ def gateway(host: str | None, port: int | None, workers: int | None) -> None:
     Example:
       BANANAS_REDIS_URL=redis://localhost:6379/0 bananas gateway --port 8080
     """
-    _become("gateway", host=host, port=port, gateway_workers=workers)
+    become("gateway", host=host, port=port, gateway_workers=workers)
 
 
 @click.command()
@@ -49,7 +49,7 @@ def runner(pools: str | None) -> None:
     Example:
       BANANAS_REDIS_URL=redis://localhost:6379/0 bananas runner --pools gpu,default
     """
-    _become("runner", pools=pools)
+    become("runner", pools=pools)
 
 
 @click.group()
@@ -81,7 +81,7 @@ def build(force: bool, keep_default: bool, **values: str | None) -> None:
     """
     values["from"] = values.pop("source")
     options = [part for name, value in values.items() if value is not None for part in (f"--{name}", value)]
-    _become("runner", "images", "build", *options, *["--force"] * force, *["--keep-default"] * keep_default)
+    become("runner", "images", "build", *options, *["--force"] * force, *["--keep-default"] * keep_default)
 
 
 @images.command("ls")
@@ -93,7 +93,7 @@ def images_ls(output: str) -> None:
     Example:
       bananas images ls -o json
     """
-    _become("runner", "images", "ls", "-o", output)
+    become("runner", "images", "ls", "-o", output)
 
 
 @click.command()
