@@ -7,15 +7,14 @@ several threads at once, like the requests session below it. Paths and bodies ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from bananas import spec
-from bananas.errors import ApiError, ConfigError, GatewayUnreachable, InvalidRequest
+from bananas import client_json, spec
+from bananas.errors import ApiError, ConfigError, GatewayUnreachable
 from bananas.settings import LIMITS, MIB
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Client:
         ``options`` are those of ``POST /jobs``: priority, pool, delay, run_at, retries, timeout, expires_after,
         unique_key; None counts as not given. Times are ``"10s"``-like or numbers of seconds.
         """
-        return self._json("POST", "/jobs", _job({"name": name, "payload": payload, **options}))
+        return self._json("POST", "/jobs", client_json.job({"name": name, "payload": payload, **options}))
 
     def submit_many(self, jobs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Queue many; each is ``{"name", "payload"?, …}`` as for ``submit``, and what comes answers it, in order.
@@ -81,7 +80,7 @@ class Client:
         batch: list[bytes] = []
         size = 0
         for job in jobs:
-            raw = _job(job)
+            raw = client_json.job(job)
             if batch and (len(batch) == LIMITS.batch_items or size + len(raw) + 1 > _BATCH_BYTES):
                 yield from self._batch(batch)
                 batch, size = [], 0
@@ -117,6 +116,32 @@ class Client:
         """What every attempt printed, oldest first."""
         return self._call("GET", f"/jobs/{quote(job_id, safe='')}/logs").decode(errors="replace")
 
+    def follow_logs(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """What the job prints, as it prints it: ``{"event": "log", "attempt", "text"}``, from its first attempt on.
+
+        The last one is ``{"event": "end", "id", "status"}``. Raises GatewayUnreachable when the gateway goes before
+        that; then follow it again.
+        """
+        import requests
+
+        path = f"/jobs/{quote(job_id, safe='')}/logs?follow=1"
+        try:
+            with self._open().request(
+                *("GET", self.url + path), timeout=(CONNECT_S, ANSWER_S), stream=True, allow_redirects=False
+            ) as answer:
+                if answer.status_code >= 300:
+                    raw = self._read(answer)
+                    raise ApiError(answer.status_code, client_json.problem(answer.status_code, raw))
+                for event in client_json.events(answer.iter_content(None)):
+                    if event["event"] == "error":
+                        raise ApiError(503, event)
+                    yield event
+                    if event["event"] == "end":
+                        return
+        except requests.RequestException as e:
+            raise GatewayUnreachable(self._nobody(e)) from e
+        raise GatewayUnreachable(f"{self.url} ended before job {job_id} did; follow it again")
+
     def invoke(
         self, name: str, payload: Payload = None, *, timeout_s: float | None = None, unique_key: str | None = None
     ) -> bytes:
@@ -133,7 +158,7 @@ class Client:
             timeout_s = run_ms / 1000 + LIMITS.sync_queue_s + MARGIN_S
         headers = {} if unique_key is None else {"Idempotency-Key": unique_key}
         path = f"/functions/{_part(name)}/invoke"
-        return self._call("POST", path, _json(payload), timeout_s=timeout_s, headers=headers)
+        return self._call("POST", path, client_json.encode(payload), timeout_s=timeout_s, headers=headers)
 
     # -- dead letters -----------------------------------------------------------------------------------------
 
@@ -153,11 +178,11 @@ class Client:
 
     def replay_dead(self, **body: Any) -> dict[str, Any]:
         """One call of ``POST /dead/replay``: ``{"moved": [id], "refused": [{"id", "code", "detail"}], "cursor"}``."""
-        return self._json("POST", "/dead/replay", _given(body))
+        return self._json("POST", "/dead/replay", client_json.given(body))
 
     def purge_dead(self, **body: Any) -> dict[str, Any]:
         """One call of ``POST /dead/purge``: ``{"purged": how many, "cursor"}``."""
-        return self._json("POST", "/dead/purge", _given(body))
+        return self._json("POST", "/dead/purge", client_json.given(body))
 
     # -- functions and pools ----------------------------------------------------------------------------------
 
@@ -179,7 +204,7 @@ class Client:
 
     def rollback(self, name: str, version: str | None = None) -> dict[str, Any]:
         """Back to a kept version, else to the one before; ``{"name", "version", "previous", "changed"}``."""
-        return self._json("POST", f"/functions/{_part(name)}/rollback", _given({"version": version}))
+        return self._json("POST", f"/functions/{_part(name)}/rollback", client_json.given({"version": version}))
 
     def delete_function(self, name: str) -> None:
         """Remove the function; its queued jobs still run."""
@@ -216,7 +241,7 @@ class Client:
     def put_secret(self, name: str, value: bytes) -> dict[str, Any]:
         """Keep a value; ``{"name", "version", "changed"}``."""
         raw = self._call("PUT", f"/secrets/{_part(name)}", value, media="application/octet-stream")
-        return _decode(raw) or {}
+        return client_json.decode(raw) or {}
 
     def delete_secret(self, name: str) -> None:
         """Forget a value; ApiError with the code ``secret-in-use`` while a deployed function needs it."""
@@ -275,7 +300,7 @@ class Client:
 
     def _json(self, method: str, path: str, body: bytes | None = None, timeout_s: float = ANSWER_S) -> dict[str, Any]:
         raw = self._call(method, path, body, timeout_s=timeout_s)
-        answer = _decode(raw)
+        answer = client_json.decode(raw)
         if answer is None:
             raise ApiError(502, {"title": f"{self.url} answered {method} {path} with something else than JSON"})
         return answer
@@ -309,7 +334,7 @@ class Client:
         except requests.RequestException as e:
             raise GatewayUnreachable(self._nobody(e)) from e
         if answer.status_code >= 300:
-            raise ApiError(answer.status_code, _decode(raw) or _no_problem(answer.status_code, raw))
+            raise ApiError(answer.status_code, client_json.problem(answer.status_code, raw))
         return raw
 
     def _open(self) -> requests.Session:
@@ -364,35 +389,3 @@ def _part(name: str) -> str:
 def _with_query(path: str, query: Mapping[str, Any]) -> str:
     given = urlencode({key: value for key, value in query.items() if value is not None})
     return f"{path}?{given}" if given else path
-
-
-def _given(values: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode({key: value for key, value in values.items() if value is not None})
-
-
-def _job(job: Mapping[str, Any]) -> bytes:
-    """A body of ``POST /jobs``."""
-    given = {key: value for key, value in job.items() if value is not None}
-    return msgspec.json.encode({**given, "payload": msgspec.Raw(_json(job.get("payload")))})
-
-
-def _json(payload: Payload) -> bytes:
-    if isinstance(payload, bytes):
-        return payload
-    try:
-        return json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as e:
-        raise InvalidRequest(f"the payload is not JSON: {e}") from e
-
-
-def _decode(raw: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _no_problem(status: int, raw: bytes) -> dict[str, Any]:
-    """For an answer that is not from our gateway, such as a proxy's page."""
-    return {"title": f"HTTP {status}", "detail": f"HTTP {status}: {raw[:200].decode(errors='replace').strip()}"}

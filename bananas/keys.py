@@ -27,7 +27,8 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``unlisted`` | SET | removed functions whose jobs are still listed | until they are gone |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
-| ``inbox:<runner>`` | LIST | ``cancel <id> <token>``, ``pools`` changed, ``deployed <function>`` | 60 s after a push |
+| ``inbox:<runner>`` | LIST | ``cancel``/``follow <id> <token>``, ``pools``, ``deployed <name>`` | 60 s after a push |
+| ``tail:<id>`` | STREAM | what a followed job prints: token, offset, data; at most 500 | 60 s after the last |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
@@ -162,6 +163,11 @@ def bell(pool: str) -> str:
 def reply(process: str) -> str:
     """LIST of one gateway process."""
     return f"{PREFIX}reply:{process}"
+
+
+def tail(job_id: str) -> str:
+    """STREAM of what a followed job prints."""
+    return f"{PREFIX}tail:{job_id}"
 
 
 def inbox(runner: str) -> str:

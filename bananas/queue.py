@@ -323,8 +323,8 @@ class Queue:
             return self._connections.blocking.bzpopmin([keys.bell(pool)], timeout=block_s) is not None
 
     def pop_inbox(self, runner: str, block_s: float) -> tuple[str, ...] | None:
-        """The next message for this runner, or None: ``("cancel", id, token)``, ``("pools",)`` (settings changed) or
-        ``("deployed", function)``."""
+        """The next message for this runner, or None: ``("cancel", id, token)``, ``("follow", id, token)``,
+        ``("pools",)`` (settings changed) or ``("deployed", function)``."""
         with self._connections.guard():
             message = self._connections.blocking.blpop([keys.inbox(runner)], timeout=block_s)
         return None if message is None else tuple(message[1].decode().split(" "))

@@ -9,6 +9,7 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import Settings
 from gateway import auth, guard, hints, listen, problems
+from gateway.follow import Followers
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
 from gateway.parts import Parts
@@ -44,7 +45,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     live = LiveRunners(registry)
     invoker = Invoker(queue, registry, waiters, live)
     for routes in (
-        JobRoutes(queue, parts.lists, registry, waiters, live),
+        JobRoutes(queue, parts.lists, registry, waiters, live, Followers(queue, parts.follow, waiters)),
         DeadRoutes(parts.dead, queue, registry),
         FunctionRoutes(queue, registry, invoker),
         RawRoutes(invoker, listen.needs_tokens(settings)),

@@ -156,6 +156,13 @@ def wait_s(text: str | None) -> float | None:
     return min(seconds, LIMITS.wait_s)
 
 
+def flag(name: str, text: str | None) -> bool:
+    """``?name=1`` or ``=0``; without it no. Raises InvalidRequest."""
+    if text not in (None, "0", "1"):
+        raise InvalidRequest(f"{name} must be 1 or 0, not {text[:60]!r}")
+    return text == "1"
+
+
 def checked_name(name: str, what: str) -> str:
     """A name that may be created; raises InvalidRequest with the rule."""
     try:

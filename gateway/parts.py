@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from bananas.dead_letters import DeadLetters
+from bananas.follow import Follow
 from bananas.health import Health
 from bananas.listing import JobLists
 from bananas.queue import Queue
@@ -26,6 +27,7 @@ class Parts:
     lists: JobLists
     registry: Registry
     waiters: Waiters
+    follow: Follow
     health: Health
     secrets: Secrets
     dead: DeadLetters
@@ -41,6 +43,7 @@ class Parts:
             lists=JobLists(connections),
             registry=Registry(connections),
             waiters=Waiters(queue) if waiters is None else waiters,
+            follow=Follow(connections),
             health=Health(connections),
             secrets=Secrets(connections, SecretBox.from_settings(settings)),
             dead=DeadLetters(connections),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -75,6 +75,10 @@ class Waiter:
         """The job's end; None after ``timeout_s`` seconds or when let go. Raises ClientGone, or what it failed with."""
         self._answer.wait(timeout_s)
         return self._answer.get(block=False) if self._answer.ready() else None
+
+    def on_over(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called once it is over, in the hub: it must not wait."""
+        self._answer.rawlink(lambda _: call())
 
     @property
     def is_over(self) -> bool:

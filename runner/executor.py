@@ -55,6 +55,11 @@ class LogBuffer:
         # The shim reports a cut by a frame without data.
         self.truncated = self.truncated or len(data) > room or not data
 
+    @property
+    def size_bytes(self) -> int:
+        """How much is kept."""
+        return len(self._parts)
+
     def text(self) -> bytes:
         """Everything kept."""
         return bytes(self._parts)

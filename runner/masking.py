@@ -23,6 +23,11 @@ class Mask:
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
         self._words = sorted(_words(secret.value for secret in secrets.values()), key=len, reverse=True)
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest value, 0 without any."""
+        return len(self._words[0]) if self._words else 0
+
     def text(self, text: bytes) -> bytes:
         """The text without the values."""
         for word in self._words:

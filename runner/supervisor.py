@@ -20,6 +20,7 @@ from gevent.event import Event
 
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable, SandboxStartError
+from bananas.follow import Follow
 from bananas.health import Health
 from bananas.leftovers import Leftovers
 from bananas.notify import Notifier
@@ -54,6 +55,7 @@ from runner.reasons import EndReason, Tally
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.stdio import StdioSandboxFactory
+from runner.tail import LogTeller
 from runner.worker import Bell, Inbox, Worker
 
 log = logging.getLogger(__name__)
@@ -168,10 +170,16 @@ class Supervisor:
     def _roles(self, host: Host, bundles: BundleCache) -> list[GreenletService]:
         """Everything that runs on its own, in the order in which it starts."""
         settings, lease_s = self._settings, self._settings.lease_s
+        tail = LogTeller(self._on_crash, Follow(self._connections))
+        inbox = Inbox(
+            *(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
+            on_followed=tail.follow,
+        )
         roles: list[GreenletService] = [
             Heartbeat(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
-            Inbox(self._on_crash, self._queue, self._in_flight, host.name, self._refresh_pools, self._upkeep.deployed),
+            inbox,
+            tail,
             self._promoter,
             Scheduler(self._on_crash, Schedules(self._connections)),
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),

@@ -212,7 +212,8 @@ class Bell(GreenletService):
 
 
 class Inbox(PeriodicService):
-    """Hears at once of what concerns this runner: cancelled attempts, changed pools, deployed functions."""
+    """Hears at once of what concerns this runner: cancelled or followed attempts, changed pools, deployed
+    functions."""
 
     name = "inbox"
 
@@ -224,8 +225,10 @@ class Inbox(PeriodicService):
         runner: str,
         on_pools: Callable[[], None],
         on_deployed: Callable[[str], None],
+        on_followed: Callable[[Running], None] = lambda _: None,
     ) -> None:
         super().__init__(on_crash, 0.0)
+        self._on_followed = on_followed
         self._on_deployed = on_deployed
         self._queue = queue
         self._in_flight = in_flight
@@ -239,6 +242,10 @@ class Inbox(PeriodicService):
                 running = self._in_flight.get(job_id, int(token))
                 if running is not None:
                     running.abandon("cancelled")
+            case ("follow", job_id, token):
+                running = self._in_flight.get(job_id, int(token))
+                if running is not None:
+                    self._on_followed(running)
             case ("pools",):
                 self._on_pools()
             case ("deployed", function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -221,19 +222,36 @@ def show(job_id: str, wait: str | None, output: str) -> None:
 @jobs.command()
 @click.argument("job_id", metavar="ID")
 @output_option
-def logs(job_id: str, output: str) -> None:
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over; exit code 4 when it failed.")
+def logs(job_id: str, output: str, follow: bool) -> int:
     """Print what a job's attempts wrote to stdout and stderr.
+
+    With -o json, --follow prints one object a line.
 
     \b
     Example:
-      bananas jobs logs 019ab1f2-…
+      bananas jobs logs -f 019ab1f2-…
     """
     with client() as gateway:
+        if follow:
+            return _follow(gateway, job_id, output)
         text = gateway.logs(job_id)
     if output == "json":
         print_json({"id": job_id, "logs": text})
     else:
         click.echo(text, nl=bool(text) and not text.endswith("\n"))
+    return 0
+
+
+def _follow(gateway: Client, job_id: str, output: str) -> int:
+    status = ""
+    for event in gateway.follow_logs(job_id):
+        if output == "json":
+            click.echo(json.dumps(event, ensure_ascii=False))
+        elif event["event"] == "log":
+            click.echo(event["text"], nl=False)
+        status = event.get("status", status)
+    return 0 if status == "completed" else 4
 
 
 @jobs.command()

@@ -18,7 +18,7 @@ from bananas.redis_client import Connections
 
 NAMES: Final = (
     *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
-    *("expire", "progress", "unpark", "replay", "purge", "audit", "unlist"),
+    *("expire", "progress", "unpark", "replay", "purge", "audit", "unlist", "follow"),
     *("plan", "fire"),
 )
 _FIXED: Final = [keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING]

@@ -15,6 +15,7 @@ from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import auth, batch, bodies, hangup, lists, records
 from gateway.answers import json_answer
+from gateway.follow import Followers
 from gateway.guard import read_body
 from gateway.live import LiveRunners
 from gateway.wait import Waiters
@@ -27,7 +28,16 @@ _CLIENT_CLOSED = 499
 class JobRoutes:
     """The calls on jobs."""
 
-    def __init__(self, queue: Queue, lists: JobLists, registry: Registry, waiters: Waiters, live: LiveRunners) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        lists: JobLists,
+        registry: Registry,
+        waiters: Waiters,
+        live: LiveRunners,
+        followers: Followers,
+    ) -> None:
+        self._followers = followers
         self._queue = queue
         self._lists = lists
         self._registry = registry
@@ -110,8 +120,12 @@ class JobRoutes:
         return Response(self._queue.payload(job_id), content_type="application/json")
 
     def logs(self, job_id: str) -> Response:
-        """Everything that every attempt printed, oldest first."""
+        """Everything that every attempt printed, oldest first; with ``?follow=1`` as events until the job is over."""
         self._check(job_id)
+        if bodies.flag("follow", request.args.get("follow")):
+            self._queue.show(job_id)  # a problem is told before the answer begins
+            events = self._followers.events(job_id, request.environ)
+            return Response(events, content_type="text/event-stream", headers={"Cache-Control": "no-store"})
         texts = self._queue.logs(job_id).values()
         text = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in texts)
         return Response(text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})

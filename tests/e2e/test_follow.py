@@ -1,0 +1,97 @@
+"""Following a job's output: live from a real sandbox, to 200 at once, and whole whatever was missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bananas import keys
+from bananas.client import Client
+from bananas.errors import ApiError
+from bananas.spec import RuntimeInfo
+from tests.platform import Platform
+
+pytestmark = [pytest.mark.redis, pytest.mark.docker]
+
+SLOW = """
+import time
+
+def handle(event, context):
+    for n in range(event["lines"]):
+        print(f"line {n} é", flush=True)
+        time.sleep(event["pause_s"])
+    if event.get("fail") and context.attempt == 1:
+        raise ValueError("boom")
+    print(context.traceparent)
+"""
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(scope="module")
+def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+    """One gateway process, one runner."""
+    with Platform(redis_server) as platform:
+        platform.gateway()
+        platform.runner()
+        platform.deploy({"slow": SLOW}, settings="    retries: {max: 1, base: 100ms}\n    timeout: 60s")
+        yield platform
+
+
+def test_lines_come_while_the_job_runs_and_then_its_end(platform):
+    """Long before the end; all of them, once and in order; the trace context reached the handler."""
+    answer = platform.client._open().post(
+        platform.url + "/jobs",
+        json={"name": "slow", "payload": {"lines": 20, "pause_s": 0.2}},
+        headers={"traceparent": TRACE},
+    )
+    job_id = answer.json()["id"]
+    times, text = [], ""
+    for event in platform.client.follow_logs(job_id):
+        times.append(time.monotonic())
+        text += event.get("text", "")
+        last = event
+    assert last == {"event": "end", "id": job_id, "status": "completed"}
+    assert text == platform.client.logs(job_id) == "".join(f"line {n} é\n" for n in range(20)) + TRACE + "\n"
+    assert times[-1] - times[0] > 2.0, "the first piece came with the last"
+
+
+def test_every_attempt_is_followed_and_a_job_that_is_over_too(platform):
+    """Each piece says which attempt printed it; whoever comes late gets the same."""
+    job_id = platform.client.submit("slow", {"lines": 3, "pause_s": 0.1, "fail": True})["id"]
+    for _ in range(2):
+        texts = {1: "", 2: ""}
+        events = list(platform.client.follow_logs(job_id))
+        for event in events[:-1]:
+            texts[event["attempt"]] += event["text"]
+        lines = "".join(f"line {n} é\n" for n in range(3))
+        assert texts == {1: lines, 2: lines + "None\n"}
+        assert events[-1]["status"] == "completed"
+
+
+def test_200_follow_at_once_in_one_gateway_process(platform):
+    """All of them get all of it; afterwards nothing of it is left but a stream that ends by itself."""
+    job_id = platform.client.submit("slow", {"lines": 40, "pause_s": 0.25})["id"]
+
+    def follow(_: int) -> tuple[str, str]:
+        with Client(platform.url) as client:
+            events = list(client.follow_logs(job_id))
+        return "".join(event.get("text", "") for event in events), events[-1]["event"]
+
+    with ThreadPoolExecutor(200) as pool:
+        got = list(pool.map(follow, range(200)))
+    assert set(got) == {(platform.client.logs(job_id), "end")}
+    assert 0 < platform.connections.commands.pttl(keys.tail(job_id)) <= 60_000
+
+
+def test_nothing_is_told_while_nobody_follows(platform):
+    """No stream, no follower's cost; an unknown job and a wrong flag are problems."""
+    job_id = platform.client.submit("slow", {"lines": 3, "pause_s": 0.1})["id"]
+    platform.finished(job_id)
+    assert not platform.connections.commands.exists(keys.tail(job_id))
+    with pytest.raises(ApiError, match="no job has the id"):
+        list(platform.client.follow_logs("01a20c00-0000-7000-8000-000000000000"))
+    answer = platform.client._open().get(f"{platform.url}/jobs/{job_id}/logs?follow=yes")
+    assert answer.status_code == 422
