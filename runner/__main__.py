@@ -1,5 +1,6 @@
 """``python -m runner``: a runner. ``python -m runner images …``: the base images (see ``runner.images_cli``).
 ``python -m runner call …``: one call without a server (see ``runner.call``).
+``python -m runner doctor``: what the engine and its sandboxes are like (see ``runner.doctor``).
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ def main(argv: list[str]) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
+    if argv == ["doctor"]:
+        from runner.doctor import command
+
+        return command.main()
     if argv:
-        print(f"error: python -m runner takes no arguments but images and call, got {argv}", file=sys.stderr)
+        print(f"error: python -m runner takes no arguments but images, call and doctor, got {argv}", file=sys.stderr)
         return 2
     from runner.supervisor import Supervisor, describe_start
 

@@ -80,6 +80,14 @@ class Engine:
                 "run it as root, or boot with systemd.unified_cgroup_hierarchy=1"
             )
 
+    def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the engine says of itself: the answers of ``docker info`` and ``docker version``.
+
+        Raises EngineUnavailable.
+        """
+        with _translate("asking the engine what it is"):
+            return self._api.info(), self._api.version()
+
     def create(
         self,
         profile: SandboxProfile,

@@ -39,7 +39,8 @@ _INDENT = " " * 9
 def doctor(ctx: click.Context, skipped: tuple[str, ...], output: str) -> int:
     """Check what Bananas needs, and say what to do.
 
-    Looks at python, disk, engine (and base image), redis, systemd (units, if any)
+    Looks at python, disk, engine (runc, limits, images, and from inside a sandbox
+    of its own: what that can see, write and reach), redis, systemd (units, if any)
     and gateway, by the BANANAS_ settings of this shell. On a machine that only
     calls a gateway, skip what it does not need. Exit code 1 when a check failed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,15 +106,17 @@ def test_an_engine_that_is_not_there(bananas: Cli, gateway: StubGateway, monkeyp
     assert finding.detail.startswith("no Docker Engine answers at unix:///nowhere/docker.sock: ")
 
 
-def test_the_base_image() -> None:
-    """The default one, or the one that is set by name; without the first, how to make it."""
-    image = {"tags": ["bananas/python:3.11-host"], "python": "3.11", "libc": "glibc2.36", "is_default": True}
-    node = {"tags": ["bananas/node:default"], "python": "", "libc": "glibc2.36", "is_default": True}
-    assert checks.base_image([node, image], "").status == "ok"
-    assert checks.base_image([node, image], "bananas/python:3.11-host").status == "ok"
-    assert checks.base_image([image], "mine:1").status == "warning"
-    none = checks.base_image([node], "")
-    assert (none.status, none.next) == ("failed", "run `bananas images build`")
+def test_an_engine_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waited for until the deadline; what was found before counts, without the line that is cut off."""
+    monkeypatch.setattr(checks, "_ENGINE_S", 1.5)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "docker.sock"))
+        silent.listen(8)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'docker.sock'}")
+        [finding] = checks.look_at_engine(Settings())
+    assert (finding.status, "not looked at to the end within 1.5 s" in finding.detail) == ("failed", True)
+    line = '{"name": "users", "status": "ok", "detail": "without root", "next": ""}'
+    assert checks.findings(f"{line}\n{line}\n") == [checks.Finding("users", "ok", "without root")] * 2
 
 
 def test_room_clocks_and_units() -> None:
