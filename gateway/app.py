@@ -8,7 +8,7 @@ from bananas.errors import RedisUnavailable, UnknownFunction
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import Settings
-from gateway import auth, guard, hints, listen, problems
+from gateway import auth, guard, hints, listen, problems, requestid
 from gateway.follow import Followers
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
@@ -16,7 +16,8 @@ from gateway.parts import Parts
 from gateway.routes.aws import AwsRoutes
 from gateway.routes.dead import DeadRoutes
 from gateway.routes.functions import FunctionRoutes
-from gateway.routes.jobs import JobRoutes
+from gateway.routes.jobs import JobPart, JobRoutes
+from gateway.routes.openapi import OpenApiRoutes
 from gateway.routes.operate import OperateRoutes
 from gateway.routes.raw import RawRoutes
 from gateway.routes.schedules import ScheduleRoutes
@@ -33,6 +34,9 @@ def from_env() -> Flask:
 def create_app(settings: Settings, parts: Parts) -> Flask:
     """All routes over the given parts; nothing global, so several apps can live in one process."""
     app = Flask("gateway", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # no other site's page is granted anything
+    app.url_map.converters["job"] = JobPart
+    app.url_map.merge_slashes = False  # no call is at a path with two, and a redirect would be one more answer
     queue, registry, waiters = parts.queue, parts.registry, parts.waiters
     # gunicorn's worker lets the waiters go when it stops.
     app.extensions["bananas.waiters"] = waiters
@@ -40,6 +44,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         app.before_request(guard.host_check(settings.hosts))
     if listen.needs_tokens(settings):
         app.before_request(auth.check(parts.tokens))
+    requestid.register(app)
     problems.register(app)
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
     live = LiveRunners(registry)
@@ -54,6 +59,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         SecretRoutes(parts.secrets, registry),
         ScheduleRoutes(parts.schedules),
         TokenRoutes(parts.tokens),
+        OpenApiRoutes(),
     ):
         app.register_blueprint(routes.blueprint())
     return app

@@ -15,6 +15,7 @@ from flask import g, request
 
 from bananas.errors import Forbidden, Unauthorized
 from bananas.tokens import Scope, Token, Tokens
+from gateway import requestid
 
 #: Who did what that changes the installation: one line each.
 audit = logging.getLogger("bananas.audit")
@@ -23,6 +24,7 @@ audit = logging.getLogger("bananas.audit")
 SCOPES: Final[dict[str, Scope | None]] = {
     "operate.healthz": None,
     "operate.readyz": None,
+    "openapi.document": None,
     "jobs.page": "invoke",
     "jobs.submit": "invoke",
     "jobs.submit_many": "invoke",
@@ -74,7 +76,10 @@ def check(tokens: Tokens) -> Callable[[], None]:
         elif token.functions and scope != "invoke" and request.endpoint not in _SHARED:
             raise Forbidden(f"token {token.id} is bound to {', '.join(token.functions)}; this call concerns others too")
         if scope != "invoke" and request.method not in _READS:
-            audit.info("token=%s name=%r %s %s", token.id, token.name, request.method, request.path)
+            audit.info(
+                "token=%s name=%r %s %s request=%s",
+                *(token.id, token.name, request.method, request.path, requestid.current()),
+            )
 
     return authorize
 

@@ -90,6 +90,13 @@ def query_values(args: Mapping[str, str], numbers: tuple[str, ...] = ()) -> dict
     return values
 
 
+def only(args: Mapping[str, str], *names: str) -> None:
+    """Raises InvalidRequest for a query that has other parameters."""
+    if unknown := [name for name in args if name not in names]:
+        known = ", ".join(names)
+        raise InvalidRequest(f"unknown parameter {unknown[0][:SHOWN_CHARS]!r}; this call takes {known}")
+
+
 def check_utf8(raw: bytes) -> None:
     """Raises InvalidRequest for a body that is no text."""
     if not raw.isascii():

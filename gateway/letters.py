@@ -61,7 +61,7 @@ class PurgeBody(_Filter, forbid_unknown_fields=True, kw_only=True):
 class ReplayBody(PurgeBody, forbid_unknown_fields=True, kw_only=True):
     """The body of ``POST /dead/replay``."""
 
-    per_second: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None
+    per_second: Annotated[float, msgspec.Meta(ge=0.0001, le=1000)] | None = None
     version: Literal["current", "same"] = "current"
 
     @property
@@ -90,7 +90,7 @@ _PAGE: Final = {
 }
 _PURGE: Final = _PAGE | {"ids": f"a list of 1 to {SCAN} ids of jobs", "all": "true or false"}
 _VERSION: Final = {"version": '"current" or "same"'}
-_REPLAY: Final = _PURGE | {"per_second": "a number above 0, up to 1000"} | _VERSION
+_REPLAY: Final = _PURGE | {"per_second": "a number from 0.0001 to 1000"} | _VERSION
 
 _QUERY: Final = Form(PageQuery, _PAGE, "{}")
 PURGE: Final = Form(PurgeBody, _PURGE, '{"function": "hello"}')

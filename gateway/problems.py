@@ -7,7 +7,6 @@ foresaw becomes a 500 with a request id; its traceback goes to the log under tha
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from bananas.errors import BananasError, Unauthorized, Unavailable
+from gateway import requestid
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _of_http(error: HTTPException) -> Response | HTTPException:
 
 
 def _unforeseen(error: Exception) -> Response:
-    request_id = uuid.uuid4().hex[:12]
+    request_id = requestid.current()
     log.error("request=%s %s %s failed", request_id, request.method, request.path, exc_info=error)
     return problem("internal-error", f"see request {request_id} in the gateway's log", request=request_id)
 

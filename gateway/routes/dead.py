@@ -35,7 +35,7 @@ class DeadRoutes:
         routes.add_url_rule("/dead", view_func=self.page, methods=["GET"])
         routes.add_url_rule("/dead/replay", view_func=self.replay, methods=["POST"])
         routes.add_url_rule("/dead/purge", view_func=self.purge, methods=["POST"])
-        routes.add_url_rule("/jobs/<job_id>/replay", view_func=self.replay_one, methods=["POST"])
+        routes.add_url_rule("/jobs/<job:job_id>/replay", view_func=self.replay_one, methods=["POST"])
         return routes
 
     def page(self) -> Response:

@@ -13,12 +13,13 @@ from bananas.settings import LIMITS
 from bananas.spec import Deployment, Version
 from gateway import auth, bodies, versions
 from gateway.answers import iso, json_answer
+from gateway.forms import only
 from gateway.guard import OCTETS, read_body
 from gateway.invoke import Invoker
 
 #: A spec is short, apart from its ``env``.
 _DEPLOYMENT_BYTES = 256 * 1024
-_ROLLBACK_BYTES = 1024
+_ROLLBACK_BYTES = 16 * 1024
 
 
 class FunctionRoutes:
@@ -69,6 +70,7 @@ class FunctionRoutes:
 
     def versions(self, name: str) -> Response:
         """The kept versions, deployed last first; with ``?diff=a..b`` also what differs between two."""
+        only(request.args, "diff")
         current, kept = self._registry.current(name).version, self._registry.history(name)
         text = request.args.get("diff")
         difference = versions.diff(kept, text) if text else None

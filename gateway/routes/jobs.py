@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from flask import Blueprint, Response, request
+from werkzeug.routing import BaseConverter
 
 from bananas.errors import InvalidRequest, UnknownJob
 from bananas.job import Enqueued, NewJob
@@ -16,6 +17,7 @@ from bananas.settings import LIMITS
 from gateway import auth, batch, bodies, hangup, lists, records
 from gateway.answers import json_answer
 from gateway.follow import Followers
+from gateway.forms import only
 from gateway.guard import read_body
 from gateway.live import LiveRunners
 from gateway.wait import Waiters
@@ -23,6 +25,13 @@ from gateway.wait import Waiters
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: nginx's status for a client that did not wait; nobody reads it.
 _CLIENT_CLOSED = 499
+
+
+class JobPart(BaseConverter):
+    """A job's id in a path: anything but the name of a call beside it."""
+
+    regex = r"(?!batch\Z)[^/]+"
+    part_isolating = True
 
 
 class JobRoutes:
@@ -50,10 +59,10 @@ class JobRoutes:
         routes.add_url_rule("/jobs", view_func=self.page, methods=["GET"])
         routes.add_url_rule("/jobs", view_func=self.submit, methods=["POST"])
         routes.add_url_rule("/jobs/batch", view_func=self.submit_many, methods=["POST"])
-        routes.add_url_rule("/jobs/<job_id>", view_func=self.show, methods=["GET"])
-        routes.add_url_rule("/jobs/<job_id>", view_func=self.cancel, methods=["DELETE"])
-        routes.add_url_rule("/jobs/<job_id>/payload", view_func=self.payload, methods=["GET"])
-        routes.add_url_rule("/jobs/<job_id>/logs", view_func=self.logs, methods=["GET"])
+        routes.add_url_rule("/jobs/<job:job_id>", view_func=self.show, methods=["GET"])
+        routes.add_url_rule("/jobs/<job:job_id>", view_func=self.cancel, methods=["DELETE"])
+        routes.add_url_rule("/jobs/<job:job_id>/payload", view_func=self.payload, methods=["GET"])
+        routes.add_url_rule("/jobs/<job:job_id>/logs", view_func=self.logs, methods=["GET"])
         return routes
 
     def page(self) -> Response:
@@ -84,6 +93,7 @@ class JobRoutes:
 
     def show(self, job_id: str) -> Response:
         """The record; with ``?wait=`` once the job is over or the time is."""
+        only(request.args, "wait")
         self._check(job_id)
         seconds = bodies.wait_s(request.args.get("wait"))
         if seconds:
@@ -121,6 +131,7 @@ class JobRoutes:
 
     def logs(self, job_id: str) -> Response:
         """Everything that every attempt printed, oldest first; with ``?follow=1`` as events until the job is over."""
+        only(request.args, "follow")
         self._check(job_id)
         if bodies.flag("follow", request.args.get("follow")):
             self._queue.show(job_id)  # a problem is told before the answer begins

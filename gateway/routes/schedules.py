@@ -12,7 +12,7 @@ from gateway import bodies
 from gateway.answers import iso, json_answer
 from gateway.guard import read_body
 
-_BODY_BYTES = 1024
+_BODY_BYTES = 16 * 1024
 
 
 class ScheduleRoutes:

@@ -1,0 +1,39 @@
+"""Every request has an id: the sane one that its client sent as ``X-Request-Id``, else one made here.
+
+It is in the answer, in what is logged about the request, and in the body of a problem that only the log explains.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from typing import Final
+
+from flask import Flask, Response, g, request
+
+log = logging.getLogger(__name__)
+
+HEADER: Final = "X-Request-Id"
+_SANE: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+def current() -> str:
+    """The id of the request that is being served."""
+    if "request_id" not in g:
+        sent = request.headers.get(HEADER, "")
+        g.request_id = sent if _SANE.fullmatch(sent) else uuid.uuid4().hex[:16]
+    return str(g.request_id)
+
+
+def register(app: Flask) -> None:
+    """Give every request of ``app`` its id, and log those that end in a problem: of ours at INFO, else at DEBUG."""
+    app.after_request(_finish)
+
+
+def _finish(answer: Response) -> Response:
+    answer.headers[HEADER] = current()
+    if answer.mimetype == "application/problem+json":
+        level = logging.INFO if answer.status_code >= 500 else logging.DEBUG
+        log.log(level, "request=%s %s %s: %d", current(), request.method, request.path, answer.status_code)
+    return answer
