@@ -23,10 +23,16 @@ class Mask:
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
         self._words = sorted(_words(secret.value for secret in secrets.values()), key=len, reverse=True)
 
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest value, 0 without any."""
-        return len(self._words[0]) if self._words else 0
+    def so_far(self, text: bytes) -> bytes:
+        """The begin of what ``text`` will become, masked, when more is to come: without an end that may be the begin of
+        a value.
+        """
+        end = len(text) - max((_begun_bytes(word, text) for word in self._words), default=0)
+        # Nor between the bytes of a whole one.
+        across = [
+            at for word in self._words if (at := text.find(word, max(0, end - len(word) + 1), end + len(word) - 1)) >= 0
+        ]
+        return self.text(text[: min([end, *across])])
 
     def text(self, text: bytes) -> bytes:
         """The text without the values."""
@@ -54,6 +60,17 @@ class Mask:
         if not isinstance(value, str):
             return value
         return self.text(value.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+
+def _begun_bytes(word: bytes, text: bytes) -> int:
+    """How many bytes of ``word``, but not all, the text ends with."""
+    tail = text[-(len(word) - 1) :]
+    at = tail.find(word[:_SHORTEST])
+    while at >= 0:
+        if word.startswith(tail[at:]):
+            return len(tail) - at
+        at = tail.find(word[:_SHORTEST], at + 1)
+    return next((size for size in range(_SHORTEST - 1, 0, -1) if text.endswith(word[:size])), 0)
 
 
 def _words(values: Iterable[bytes]) -> set[bytes]:

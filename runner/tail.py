@@ -1,7 +1,7 @@
 """Tells what followed attempts print while they run. Costs nothing while nobody follows.
 
 Whoever follows asks through the runner's inbox (``follow``) again and again; without that it ends after ``FOLLOW_S``.
-Secrets are masked over the whole text, and as many bytes as the longest has are held back, so that none goes out in
+Secrets are masked over the whole text, and an end that may be the begin of one is held back, so that none goes out in
 halves; the rest comes with the record when the attempt ends.
 """
 
@@ -38,12 +38,10 @@ class _Tail:
         """What is new. Changes nothing."""
         if self.running.logs.size_bytes == self.seen:
             return []
-        text = self.running.mask.text(self.running.logs.text())
-        end = max(self.told, len(text) - self.running.mask.longest)
-        claim = self.running.claim
+        text, claim = self.running.mask.so_far(self.running.logs.text()), self.running.claim
         return [
-            Piece(claim.id, claim.token, at, text[at : min(end, at + PIECE_BYTES)])
-            for at in range(self.told, end, PIECE_BYTES)
+            Piece(claim.id, claim.token, at, text[at : at + PIECE_BYTES])
+            for at in range(self.told, len(text), PIECE_BYTES)
         ]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bananas import keys
+from bananas import cli, keys
 from bananas.client import Client
-from bananas.errors import ApiError
+from bananas.errors import ApiError, GatewayUnreachable
+from bananas.secrets import ensure_key_file
 from bananas.spec import RuntimeInfo
-from tests.platform import Platform
+from tests.platform import Platform, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.docker]
 
@@ -27,6 +29,17 @@ def handle(event, context):
         raise ValueError("boom")
     print(context.traceparent)
 """
+TELLS_SECRETS = """
+import sys, time
+
+def handle(event, context):
+    value = open("/run/secrets/TOKEN").read()
+    for part in ("first ", value[:9], value[9:], " then ", value, " end"):
+        sys.stdout.write(part)
+        sys.stdout.flush()
+        time.sleep(0.7)
+"""
+SECRET = "planted-secret-of-some-length"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -34,9 +47,12 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """One gateway process, one runner."""
     with Platform(redis_server) as platform:
+        platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(platform.folder / "secret.key"))
         platform.gateway()
         platform.runner()
+        platform.client.put_secret("TOKEN", SECRET.encode())
         platform.deploy({"slow": SLOW}, settings="    retries: {max: 1, base: 100ms}\n    timeout: 60s")
+        platform.deploy({"tells": TELLS_SECRETS}, settings="    secrets: [TOKEN]")
         yield platform
 
 
@@ -95,3 +111,41 @@ def test_nothing_is_told_while_nobody_follows(platform):
         list(platform.client.follow_logs("01a20c00-0000-7000-8000-000000000000"))
     answer = platform.client._open().get(f"{platform.url}/jobs/{job_id}/logs?follow=yes")
     assert answer.status_code == 422
+
+
+def test_secrets_are_masked_while_it_runs(platform):
+    """Also one that is printed in two halves, with a look in between; what comes live is what the record keeps."""
+    job_id = platform.client.submit("tells")["id"]
+    texts = [event["text"] for event in platform.client.follow_logs(job_id) if event["event"] == "log"]
+    assert len(texts) > 1, "nothing came while it ran"
+    assert "".join(texts) == platform.client.logs(job_id).rstrip("\n") == "first *** then *** end"
+    entries = platform.connections.commands.xrange(keys.tail(job_id))
+    assert entries
+    assert SECRET[:9].encode() not in b"".join(fields[b"data"] for _, fields in entries)
+
+
+def test_the_command_prints_it_and_exits_by_the_jobs_end(platform, capfd, monkeypatch):
+    """0 when it is completed, 4 when not; with -o json an object a line."""
+    monkeypatch.setenv("BANANAS_URL", platform.url)
+    good = platform.client.submit("slow", {"lines": 2, "pause_s": 0})["id"]
+    assert cli.main(["jobs", "logs", "-f", good]) == 0
+    assert capfd.readouterr().out == "line 0 é\nline 1 é\nNone\n"
+    bad = platform.client.submit("slow", {"lines": 0, "pause_s": 0, "fail": True}, retries=0)["id"]
+    assert cli.main(["jobs", "logs", "--follow", "-o", "json", bad]) == 4
+    last = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert last == {"event": "end", "id": bad, "status": "failed"}
+
+
+def test_a_gateway_that_stops_lets_followers_go(redis_server, platform):
+    """At once, without an end event, which the client tells; the job goes on and can be followed elsewhere."""
+    with Platform(redis_server) as other:
+        gateway = other.gateway()
+        job_id = platform.client.submit("slow", {"lines": 20, "pause_s": 0.25})["id"]
+        events = other.client.follow_logs(job_id)
+        next(events)
+        gateway.popen.terminate()
+        with pytest.raises(GatewayUnreachable):
+            list(events)
+        until(lambda: gateway.popen.poll() is not None, 10, "the gateway to end")
+        assert platform.client.job(job_id)["status"] == "processing"
+    assert list(platform.client.follow_logs(job_id))[-1]["status"] == "completed"
