@@ -16,8 +16,9 @@ from runner.doctor.findings import Finding
 
 #: Docker 20.10 and Podman 4 speak it; nothing older is tried.
 _OLDEST_API: Final = (1, 41)
-#: Storage drivers that copy whole images for each container, or are gone from current engines.
-_SLOW_STORAGE: Final = ("vfs", "aufs", "devicemapper", "overlay")
+#: Storage drivers that copy whole images for each container, or are gone from current engines. Docker's ``overlay``
+#: was one of these; Podman gives that name to what Docker calls ``overlay2``, or ``overlayfs``.
+_SLOW_STORAGE: Final = {"Docker Engine": ("vfs", "aufs", "devicemapper", "overlay"), "Podman": ("vfs",)}
 #: What of ``docker info`` says that a limit of a sandbox is enforced.
 _LIMITS: Final = {
     "MemoryLimit": "memory",
@@ -48,8 +49,10 @@ def judge_engine(info: Mapping[str, Any], version: Mapping[str, Any], address: s
         return Finding("engine", "failed", detail, "update it: API 1.41 (Docker 20.10, Podman 4) is the oldest")
     if info.get("OSType", "linux") != "linux":
         return Finding("engine", "failed", detail, "let it run Linux containers")
-    if driver in _SLOW_STORAGE:
-        return Finding("engine", "warning", detail, f"use overlay2: with {driver} sandboxes start slowly or not at all")
+    if driver in _SLOW_STORAGE[kind]:
+        better = "overlay" if kind == "Podman" else "overlay2"
+        step = f"use {better}: with {driver} sandboxes start slowly or not at all"
+        return Finding("engine", "warning", detail, step)
     return Finding("engine", "ok", detail)
 
 

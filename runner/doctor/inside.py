@@ -31,6 +31,8 @@ _MIB: Final = 1024 * 1024
 _NO_WAY: Final = ("", "ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT", "EPERM", "EACCES")
 _WRITABLE: Final = ("/dev/shm", "/run/secrets", "/tmp")  # noqa: S108 - inside the sandbox
 _MOUNT: Final = "/run/bananas"
+#: Podman mounts /var/tmp beside a read-only root; we keep it this small, its mode is that of the image's folder.
+_SMALL_KIB: Final = 64
 #: Parts of names of variables that nobody but the platform has.
 _PRIVATE: Final = ("BANANAS", "REDIS", "DOCKER", "SECRET", "TOKEN", "PASSWORD")
 _REPORT: Final = "this is not what Bananas asks the engine for: "
@@ -140,10 +142,17 @@ def _files(seen: Mapping[str, Any], is_shared: bool) -> Finding:
     allowed = {*_WRITABLE} if is_shared else {*_WRITABLE, _MOUNT}
     closed = [("the root", seen["root"]), *([("the code", seen["shim"])] if is_shared else [])]
     open_ones = [what for what, answer in closed if answer not in ("EROFS", "EACCES")]
-    others = [folder for folder in seen["writable"] if folder not in allowed]
-    detail = f"root {seen['root']}; writable: {_list(seen['writable'])}"
+    others = [
+        folder
+        for folder, kind, size_kib in seen["writable"]
+        if kind != "tmpfs" or not (folder in allowed or size_kib <= _SMALL_KIB)
+    ]
+    folders = [f"{folder} ({kind}, {_size(size_kib)})" for folder, kind, size_kib in seen["writable"]]
+    detail = f"root {seen['root']}; writable: {_list(folders)}"
     if open_ones or others:
-        return _verdict("sandbox files", False, detail, f"writable folders {_list(sorted(allowed))} and no other")
+        return _verdict(
+            "sandbox files", False, detail, f"{_list(sorted(allowed))} in memory, and nothing else writable"
+        )
     if not seen["all_seen"]:
         return Finding("sandbox files", "warning", f"{detail}; the image is too large to be looked through in time")
     return Finding("sandbox files", "ok", detail)
@@ -194,6 +203,10 @@ def _verdict(name: str, is_good: bool, detail: str, wanted: str) -> Finding:
         return Finding(name, "ok", detail)
     step = f"run no foreign code on this engine; {_REPORT}{wanted}. See docs/security.md"
     return Finding(name, "failed", detail, step)
+
+
+def _size(size_kib: int) -> str:
+    return f"{size_kib // 1024} MiB" if size_kib >= 1024 else f"{size_kib} KiB"
 
 
 def _list(words: Sequence[object]) -> str:

@@ -73,8 +73,10 @@ def _write(path: str) -> str:
 
 
 def _writable() -> dict[str, Any]:
-    """Folders in which a file can be made, each with nothing below it; and whether all were looked at in time."""
-    found: list[str] = []
+    """Folders in which a file can be made, with kind and KiB of their file system, each with nothing below it; and
+    whether all were looked at in time."""
+    found: list[list[Any]] = []
+    kinds = _kinds()
     until = time.monotonic() + _WALK_S
     for folder, names, _ in os.walk("/"):
         if time.monotonic() > until:
@@ -82,9 +84,18 @@ def _writable() -> dict[str, Any]:
         if folder == "/":
             names[:] = [name for name in names if name not in ("proc", "sys")]
         if _write(os.path.join(folder, "bananas-probe")) == "worked":
-            found.append(folder)
+            about = os.statvfs(folder)
+            mount = max((point for point in kinds if folder == point or folder.startswith(point)), key=len)
+            found.append([folder, kinds[mount], about.f_blocks * about.f_frsize // 1024])
             names.clear()
     return {"writable": sorted(found), "all_seen": True}
+
+
+def _kinds() -> dict[str, str]:
+    """Kinds of file systems by where they are mounted, each but / with a / at its end."""
+    lines = Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()
+    found = {fields[1]: fields[2] for fields in (line.split() for line in lines)}
+    return {**{f"{point.rstrip('/')}/": kind for point, kind in found.items()}, **found}
 
 
 def _limits() -> list[int | None]:

@@ -67,6 +67,8 @@ ESCAPES: Final = (
         )
         for cve in ("CVE-2025-31133", "CVE-2025-52565", "CVE-2025-52881")
     ),
+    # Not here: CVE-2026-41579 (https://github.com/opencontainers/runc/releases/tag/v1.5.0-rc.3), which upstream calls
+    # too limited to be a problem, and CVE-2026-119101 (…/v1.5.3), which needs a checkpoint to be restored.
 )
 
 

@@ -37,6 +37,7 @@ VERSION: dict[str, Any] = {
 REDIS = Place("Redis", "10.0.0.9", 6379, "")
 METADATA = Place("the cloud's metadata", "169.254.169.254", 80, "")
 LOOPBACK = Place("its loopback", "127.0.0.1", 6379, "")
+WRITABLE = [["/dev/shm", "tmpfs", 65536], ["/run/secrets", "tmpfs", 1024], ["/tmp", "tmpfs", 65536]]
 ASKED = inside.Asked((REDIS, METADATA, LOOPBACK), ("/var/run/docker.sock",), 64, is_shared=True)
 SEEN: dict[str, Any] = {
     "uid": 65534,
@@ -52,7 +53,7 @@ SEEN: dict[str, Any] = {
     "answers": ["ENETUNREACH", "ENETUNREACH", "ECONNREFUSED"],
     "paths": [],
     "env": ["HOME", "LANG", "PATH"],
-    "writable": ["/dev/shm", "/run/secrets", "/tmp"],
+    "writable": WRITABLE,
     "all_seen": True,
 }
 
@@ -124,6 +125,10 @@ def test_a_current_engine_is_well() -> None:
     ("name", "change", "status", "says"),
     [
         ("engine", {"Driver": "vfs"}, "warning", "storage vfs"),
+        ("engine", {"Driver": "overlay"}, "warning", "storage overlay"),
+        ("engine", {"Driver": "overlayfs"}, "ok", "storage overlayfs"),
+        ("engine", {"Driver": "overlay", "BuildahVersion": "1.28.2"}, "ok", "Podman 27.1.1"),
+        ("engine", {"Driver": "vfs", "BuildahVersion": "1.28.2"}, "warning", "storage vfs"),
         ("engine", {"OSType": "windows"}, "failed", "Docker Engine"),
         ("users", {"Rootless": True}, "ok", "without root"),
         ("users", {"SecurityOptions": ["name=seccomp,profile=default", "name=userns"]}, "ok", "userns-remap"),
@@ -194,7 +199,9 @@ def test_a_closed_sandbox_is_well() -> None:
         ("seccomp", {"seccomp": "0"}, "off"),
         ("files", {"root": "worked"}, "root worked"),
         ("files", {"shim": "worked"}, "root EROFS"),
-        ("files", {"writable": ["/tmp", "/var/lib"]}, "/var/lib"),
+        ("files", {"writable": [*WRITABLE, ["/var/lib", "overlay", 99]]}, "/var/lib (overlay, 99 KiB)"),
+        ("files", {"writable": [*WRITABLE, ["/var/tmp", "tmpfs", 10240]]}, "/var/tmp (tmpfs, 10 MiB)"),
+        ("files", {"writable": [["/tmp", "ext4", 65536]]}, "/tmp (ext4, 64 MiB)"),
         ("network", {"interfaces": ["eth0", "lo"]}, "eth0"),
         ("metadata", {"answers": ["", "connected", ""]}, "169.254.169.254:80 (connected)"),
         ("reach", {"answers": ["ECONNREFUSED", "", ""]}, "Redis at 10.0.0.9:6379 (ECONNREFUSED)"),
@@ -212,10 +219,16 @@ def test_a_wall_with_a_hole_fails_alone(wall: str, change: dict[str, Any], says:
 
 def test_code_that_lies_in_a_sandboxs_own_memory_may_be_written() -> None:
     """Without a shared directory /run/bananas is the sandbox's copy."""
-    seen = {**SEEN, "shim": "worked", "writable": [*SEEN["writable"], "/run/bananas"]}
+    seen = {**SEEN, "shim": "worked", "writable": [*WRITABLE, ["/run/bananas", "tmpfs", 65536]]}
     over_stdio = inside.Asked(ASKED.places, ASKED.paths, 64, is_shared=False)
     assert {finding.status for finding in inside.judge(seen, over_stdio)} == {"ok"}
     assert {finding.status for finding in inside.judge(seen, ASKED)} == {"ok", "failed"}
+
+
+def test_a_small_folder_in_memory_harms_nobody() -> None:
+    """Podman's /var/tmp has the mode of the image's folder, and the 64 KiB that it is given."""
+    seen = {**SEEN, "writable": [*WRITABLE, ["/var/tmp", "tmpfs", 64]]}
+    assert {finding.status for finding in inside.judge(seen, ASKED)} == {"ok"}
 
 
 def test_a_limit_of_memory_holds_when_it_kills() -> None:
