@@ -12,6 +12,8 @@ import docker
 import pytest
 
 from bananas.spec import RuntimeInfo
+from runner.doctor import inside, probe
+from runner.opennet import Place
 
 pytestmark = pytest.mark.docker
 
@@ -59,3 +61,30 @@ def test_the_engine_and_a_sandbox_are_looked_at(
     left = engine.api.containers(all=True, filters={"label": "bananas.instance=doctor"})
     assert [container for container in left if str(state) in json.dumps(container["Mounts"])] == []
     assert list(Path(state, "doctor").glob("*.lock")) == []
+
+
+def test_the_probe_finds_every_hole_of_an_ordinary_container(
+    engine: docker.DockerClient, base_image: RuntimeInfo
+) -> None:
+    """What `docker run` gives by default, as root and with a bridge, fails each wall that it lacks."""
+    gateway = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    # Nobody listens there: the machine's own refusal is the answer that counts.
+    asked = inside.Asked((Place("this machine", gateway, 1, ""),), ("/bin/sh", "/etc/hostname"), 64, is_shared=True)
+    event = {"do": "look", "targets": [[gateway, 1]], "paths": asked.paths, "timeout_s": 2}
+    source = Path(probe.__file__).read_text("utf-8")
+    program = f"{source}\nimport json\nprint(json.dumps(handle({event!r}, None)))"
+    printed = engine.containers.run(
+        base_image.image_id,
+        ["python3", "-c", program],
+        user="0:0",
+        network_mode="bridge",
+        environment={"BANANAS_REDIS_URL": "redis://nowhere"},
+        security_opt=["seccomp=unconfined"],
+        remove=True,
+    )
+    seen = json.loads(printed)
+    failed = {finding.name.removeprefix("sandbox ") for finding in inside.judge(seen, asked) if finding.status != "ok"}
+    assert failed == {"user", "rights", "seccomp", "files", "network", "reach", "env"}
+    [reach] = [finding for finding in inside.judge(seen, asked) if finding.name == "sandbox reach"]
+    assert f"this machine at {gateway}:1 (ECONNREFUSED)" in reach.detail
+    assert "/etc/hostname" in reach.detail
