@@ -50,7 +50,8 @@ class ScheduleRoutes:
 
 def _check_body() -> None:
     """Nothing is said in it, but it must be JSON, which no other site's page can send."""
-    if (raw := read_body(_BODY_BYTES).strip()) not in (b"", b"{}"):
+    raw = read_body(_BODY_BYTES)
+    if raw and raw.strip() != b"{}":
         raise InvalidRequest(f"the body takes no members: {raw[:60].decode(errors='replace')!r}; send {{}}")
 
 
