@@ -78,7 +78,9 @@ def test_the_tutorial_works_as_it_is_written(base_image: RuntimeInfo, folder: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert '{"message":"Hello, Ada!"}' in done.stdout.replace(": ", ":")
-    assert "all is well" in done.stdout
+    # How old its runc is, is up to the machine; `bananas doctor` warns of that.
+    assert "ok       sandbox memory: " in done.stdout
+    assert set(re.findall(r"^(?:warning|failed)\s+(.+?): ", done.stdout, re.M)) <= {"runc"}
     assert "attempt 1: ok, the handler returned" in done.stdout
     assert "a new job with the same input" in done.stderr
 
