@@ -181,6 +181,9 @@ class Pool(_Keys):
         _pool("network", kinds.choice("none", "open"), "open: everything outside; only where a probe finds it safe."),
     ] = LEFT_OUT
     gpus: Annotated[int, _pool("gpus", kinds.GPUS, "Whole GPUs that each sandbox gets for itself, or all.")] = LEFT_OUT
+    runtime: Annotated[
+        str, _pool("runtime", kinds.choice("runc", "runsc"), "OCI runtime; the engine's default unless written.")
+    ] = LEFT_OUT
 
 
 _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]

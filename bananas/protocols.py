@@ -38,6 +38,8 @@ class SandboxProfile:
     network: str = "none"
     #: Whole devices of its own: a number, or ``all``.
     gpus: int | str = 0
+    #: OCI runtime, as the engine names it; None: the engine's default.
+    runtime: str | None = None
     #: Which shim runs in it: ``python`` or ``node``; or the contract of an image without one: ``http`` or ``exec``.
     shim: str = "python"
 

@@ -175,6 +175,8 @@ class PoolSpec(_Spec, frozen=True, kw_only=True):
     network: Literal["none", "open"] = "none"
     #: Whole devices that each sandbox gets for itself.
     gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] | Literal["all"] = 0
+    #: OCI runtime of its sandboxes, where the engine has it; None: the engine's default.
+    runtime: Literal["runc", "runsc"] | None = None
 
     def __post_init__(self) -> None:
         """What a pattern cannot say; msgspec turns the ValueError into its own."""

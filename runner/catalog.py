@@ -40,6 +40,8 @@ class Catalog:
         self._find_image = find_image
         #: Reference → id; forgotten with each look at the runtimes, since a reference may get another image.
         self._images: dict[str, str] = {}
+        #: True when an image that is named here was not there: one of that name may have another id now.
+        self._is_doubtful = False
         self._versions: OrderedDict[tuple[str, str], Version] = OrderedDict()
         self.runtimes: dict[str, RuntimeInfo] = {}
         self.pools: dict[str, PoolSpec] = {}
@@ -69,9 +71,14 @@ class Catalog:
         """Some secret may have changed: read each again when it is needed next."""
         self._secrets = {}
 
+    def doubt(self) -> None:
+        """An image was not on the engine when it was needed: see what there is before the next one is named."""
+        self._is_doubtful = True
+
     def refresh_runtimes(self) -> None:
         """See which runtimes the engine can run now."""
         self._images.clear()
+        self._is_doubtful = False
         found = self._discover()
         if found != self.runtimes:
             self.runtimes = found
@@ -79,7 +86,9 @@ class Catalog:
             log.info("runtimes: %s", names or "none; `bananas images build` makes the default one")
 
     def profile(self, pool: str, version: Version) -> SandboxProfile:
-        """The profile of a stem that may serve the version in the pool; raises ImageMissing."""
+        """The profile of a stem that may serve the version in the pool; raises ImageMissing or EngineUnavailable."""
+        if self._is_doubtful:
+            self.refresh_runtimes()
         if version.spec.image is not None:
             spec = self.pools.get(pool, PoolSpec())
             image_id = self._own_image(version.function, version.spec.image)

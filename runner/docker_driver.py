@@ -39,6 +39,7 @@ PODMAN_PROCESSES = 32768
 PODMAN_EXIT_S = 10
 #: A user that an image may bring: numbers, and not root.
 _OWN_USER = re.compile(r"[1-9]\d{0,9}(:[1-9]\d{0,9})?")
+_NO_SPACE = "no space left on device"
 _ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - inside the sandbox
 
 
@@ -58,7 +59,8 @@ def _translate(doing: str, refused: type[BananasError] = EngineUnavailable) -> I
     except ImageNotFound as e:
         raise ImageMissing(f"{doing}: {e.explanation}; `bananas images build` makes the default image") from e
     except APIError as e:
-        raise refused(f"{doing}: the engine answered {e.status_code}: {e.explanation}") from e
+        hint = "; make room on the disk of the engine's data (docker system df)" if _NO_SPACE in str(e) else ""
+        raise refused(f"{doing}: the engine answered {e.status_code}: {e.explanation}{hint}") from e
     except (DockerException, requests.RequestException, OSError) as e:
         raise EngineUnavailable(f"{doing}: the Docker Engine does not answer ({e}); is it running?") from e
 
@@ -72,6 +74,7 @@ class Engine:
             info = self.client.info()
         self._api = self.client.api
         self._cpus = float(info["NCPU"])
+        self._runtimes = frozenset(info.get("Runtimes") or ())
         #: Podman's Docker API answers this key, Docker does not.
         self._is_podman = "BuildahVersion" in info
         if info.get("Rootless") and str(info.get("CgroupVersion")) == "1":
@@ -133,6 +136,7 @@ class Engine:
         extra_hosts: dict[str, str] | None,
     ) -> dict[str, Any]:
         """The walls around any sandbox. Without a directory its files go into its memory."""
+        self._require_runtime(profile)
         tmpfs = self._tmpfs(profile.tmp_mb)
         if directory is None:
             owner = "U" if self._is_podman else f"uid={SANDBOX_UID}"
@@ -154,8 +158,22 @@ class Engine:
             extra_hosts=extra_hosts or None,
             log_config=LogConfig(type="none"),
             device_requests=_devices(gpus),
+            runtime=profile.runtime,
         )
         return config
+
+    def _require_runtime(self, profile: SandboxProfile) -> None:
+        """Raise SandboxStartError unless the engine has the OCI runtime; it may have learned of one meanwhile."""
+        if profile.runtime is None or profile.runtime in self._runtimes:
+            return
+        with _translate(f"looking for runtime {profile.runtime}"):
+            self._runtimes = frozenset(self.client.info().get("Runtimes") or ())
+        if profile.runtime not in self._runtimes:
+            raise SandboxStartError(
+                f"pool {profile.pool!r} has runtime: {profile.runtime}, and the engine at {describe()} has "
+                f"{', '.join(sorted(self._runtimes)) or 'no names for any'}; install {profile.runtime} there and name "
+                "it under runtimes in the engine's daemon.json, or remove runtime from the pool"
+            )
 
     def create_own(
         self,
@@ -265,6 +283,16 @@ class Engine:
             return None
         return Exited(int(state["ExitCode"]), bool(state["OOMKilled"]))
 
+    def is_running(self, container_id: str) -> bool:
+        """False once it has ended or is gone; raises EngineUnavailable."""
+        try:
+            with _translate(f"looking at container {container_id[:12]}"):
+                return bool(self._api.inspect_container(container_id)["State"]["Running"])
+        except EngineUnavailable as e:
+            if isinstance(e.__cause__, NotFound):
+                return False
+            raise
+
     def remove(self, container_id: str) -> None:
         """Kill and remove it; a container that is gone is fine. Raises EngineUnavailable."""
         try:
@@ -325,6 +353,15 @@ class Engine:
         with _translate("listing sandboxes"):
             found = self._api.containers(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"})
         return {str(c["Id"]): str(c["Labels"].get(LABEL_RUNNER, "")) for c in found}
+
+    def ended(self, instance: str, runner: str) -> list[str]:
+        """The containers of one runner that do not run: ended, or not started yet."""
+        filters = {
+            "label": [f"{LABEL_INSTANCE}={instance}", f"{LABEL_RUNNER}={runner}"],
+            "status": ["created", "exited", "dead"],
+        }
+        with _translate("listing sandboxes"):
+            return [str(c["Id"]) for c in self._api.containers(all=True, filters=filters)]
 
 
 def _devices(gpus: Sequence[str]) -> list[DeviceRequest] | None:

@@ -2,7 +2,8 @@
 
 ``<state>/<instance>/<runner>/`` holds the sandboxes of one runner, ``<runner>.lock`` beside it is locked while the
 runner lives. A lock that can be taken is proof that its owner is gone, whatever its pid is now; so only own-instance
-leftovers of provably dead runners are ever touched, and any number of instances and runners share an engine.
+leftovers of provably dead runners are ever touched, and this runner's own that ended and could not be removed while the
+engine was away. Any number of instances and runners share an engine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import logging
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 from bananas.errors import ConfigError, EngineUnavailable
 from runner.docker_driver import LABEL_INSTANCE, LABEL_RUNNER, Engine
 
 log = logging.getLogger(__name__)
+
+#: A container of this runner that does not run for this long was left behind; one that ends is removed in 3 s.
+LEFT_S = 20.0
 
 
 class Host:
@@ -30,6 +35,8 @@ class Host:
         self._instance = instance
         self._engine = engine
         self._base = state / instance
+        #: Containers of this runner that do not run, and the monotonic second at which that was seen first.
+        self._ended: dict[str, float] = {}
         self.directory = self._base / self.id
         try:
             # Above the sandboxes' directories nobody but this user may look in: their sockets are open to every uid.
@@ -55,9 +62,10 @@ class Host:
         return self._base / "bundles"
 
     def sweep(self) -> int:
-        """Remove containers and directories of dead runners of this instance; returns how many containers."""
+        """Remove containers and directories of dead runners of this instance, and what this one left; returns how many
+        containers."""
         dead: dict[str, bool] = {}
-        removed = 0
+        removed = self._sweep_own()
         for container, owner in self._engine.sandboxes(self._instance).items():
             if owner not in dead:
                 dead[owner] = owner != self.id and self._is_gone(owner)
@@ -71,6 +79,16 @@ class Host:
                 shutil.rmtree(self._base / owner, ignore_errors=True)
                 lock.unlink(missing_ok=True)
         return removed
+
+    def _sweep_own(self) -> int:
+        now_s, seen = time.monotonic(), self._ended
+        ended = self._engine.ended(self._instance, self.id)
+        self._ended = {container: seen.get(container, now_s) for container in ended}
+        left = [container for container, since_s in self._ended.items() if now_s - since_s >= LEFT_S]
+        for container in left:
+            log.warning("removing container %s, which ended and was left behind", container[:12])
+            self._engine.remove(container)
+        return len(left)
 
     def leave(self) -> None:
         """Remove what this runner has here. If a sandbox of its own may be left, the lock stays behind, open, so that

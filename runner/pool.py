@@ -286,6 +286,9 @@ class SandboxPool:
                 # Only now: who gave it back was still to tell how it had got it.
                 stem.start, stem.reason, stem.init_ms = Start.WARM, StartReason.FREED, 0.0
                 return stem
+            # The engine makes them again: what failed ahead of need need not wait any longer.
+            self._setbacks.succeeded(profile)
+            self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
         slot.adopt(stem)
         return slot
 

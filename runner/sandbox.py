@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 #: From the engine's start call to the shim's connection.
 CONNECT_TIMEOUT_S = 20.0
+#: A container that has not connected after this long is looked at: it may have ended.
+LOOK_S = 2.0
 #: From the order to end until everything in the sandbox is dead and its last words are read.
 END_TIMEOUT_S = 2
 #: The longest delay of a retry that is passed on; no policy's cap is longer.
@@ -314,7 +316,7 @@ class DockerSandboxFactory:
                 network=network,
                 gpus=lease.devices if lease is not None else (),
             )
-            channel = listener.accept(CONNECT_TIMEOUT_S)
+            channel = self._connection(listener, container_id, profile)
         except BaseException as e:
             self._discard(container_id, directory, listener, relay, lease)
             if isinstance(e, TimeoutError):
@@ -328,6 +330,22 @@ class DockerSandboxFactory:
         return DockerSandbox(
             sandbox_id, profile, directory, container_id, channel, self._engine, self._bundles, relay, lease
         )
+
+    def _connection(self, listener: SocketListener, container_id: str, profile: SandboxProfile) -> Channel:
+        """Raises TimeoutError, or SandboxStartError as soon as the container has ended: it will not connect."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return listener.accept(max(0.01, min(LOOK_S, left_s)))
+            except TimeoutError:
+                if left_s <= LOOK_S:
+                    raise
+            if not self._engine.is_running(container_id):
+                raise SandboxStartError(
+                    f"a sandbox of pool {profile.pool!r} ended before it connected; was the engine stopped, or is "
+                    f"{profile.image} no image with {profile.shim}?"
+                )
 
     def _discard(
         self, container_id: str | None, directory: Path, *parts: SocketListener | Relay | Lease | None

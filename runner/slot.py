@@ -113,6 +113,7 @@ def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str, shim: str =
         egress=spec.egress,
         network=spec.network,
         gpus=spec.gpus,
+        runtime=spec.runtime,
         shim=shim,
     )
 

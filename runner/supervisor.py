@@ -161,7 +161,9 @@ class Supervisor:
     def _sandboxes(self, shop: Workshop) -> contracts.Contracts:
         """Every kind of sandbox; ``_probe`` may change how they are reached."""
         shims = DockerSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
-        factory = contracts.of_runner(shims, shop, lambda: self._catalog.runtimes.get("python"))
+        factory = contracts.of_runner(
+            shims, shop, lambda: self._catalog.runtimes.get("python"), lambda: self._catalog.doubt()
+        )
         self._over_stdio = StdioSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
         if self._settings.transport == "stdio":
             factory.over_stdio(self._over_stdio)
