@@ -111,7 +111,7 @@ def _start(
     """A sandbox of a pool with default settings, and whether it shares a directory with us, as a runner decides it."""
     spec = PoolSpec(memory_mb=_MEMORY_MB)
     profile = profile_of("doctor", spec, runtime.image, runtime.image_id, runtime.shim)
-    bundles = BundleCache(host.cache, {code.digest: code.data}.__getitem__)
+    bundles = BundleCache(host.directory / "bundles", {code.digest: code.data}.__getitem__)
     common: tuple[Any, ...] = (engine, bundles, host.directory, host.labels, Access())
     if settings.transport != "stdio":
         try:
