@@ -22,8 +22,10 @@ import pytest
 from bananas import keys, retry, scripts
 from bananas.dead_letters import DeadFilter, DeadLetters
 from bananas.errors import RedisUnavailable, UnknownJob
+from bananas.follow import Follow
 from bananas.health import Health
 from bananas.job import Attempt, Claim, JobState, NewJob, Outcome, Settlement
+from bananas.listing import JobLists
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.redis_nodes import RECHECK_S
@@ -151,6 +153,9 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     assert schedules.look().fired
     assert schedules.pause("hello")
     assert queue.audit(0).repaired == {}
+
+    assert Follow(connections).ask({late.id: ""}) == {late.id: ""}
+    assert JobLists(connections).forget("hello", 0) == 0
 
     names = list(scripts.NAMES)
     there = redis.script_exists(*(scripts.load()[name].sha for name in names))
