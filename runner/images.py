@@ -331,6 +331,24 @@ def list_images(client: docker.DockerClient) -> list[ImageRow]:
     return sorted(rows, key=lambda row: row.created_at_s, reverse=True)
 
 
+def unused(client: docker.DockerClient, override: str = "") -> list[ImageRow]:
+    """Images that ``build`` made and that no runtime name and no container needs any more, newest first.
+
+    An image without our label of where it is from is somebody's own, whatever its name, and never among them.
+    """
+    needed = {info.image_id for info in discover(client, override).values()}
+    with _engine(client):
+        needed |= {str(container["ImageID"]) for container in client.api.containers(all=True)}
+    return [row for row in list_images(client) if row.source and row.image_id not in needed]
+
+
+def remove(client: docker.DockerClient, row: ImageRow) -> None:
+    """Remove an image with all its names; one that is gone is fine. Raises EngineUnavailable, also when it is used."""
+    for reference in row.tags or (row.image_id,):
+        with _engine(client), suppress(NotFound):
+            client.api.remove_image(reference)
+
+
 def _row(image: dict[str, Any]) -> ImageRow:
     labels = image["Labels"] or {}
     tags = tuple(image_names.short(tag) for tag in image["RepoTags"] or () if tag != "<none>:<none>")

@@ -1,9 +1,10 @@
-"""``bananas images build`` and ``ls``: the command line of ``images.py``."""
+"""``bananas images build``, ``ls`` and ``prune``: the command line of ``images.py``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,6 +24,8 @@ from runner.images import (
     connect,
     find,
     list_images,
+    remove,
+    unused,
 )
 
 #: Where the files of an image may come from; None: the first that works.
@@ -31,7 +34,7 @@ _ALL_SOURCES = ("host", "debian", "npm", "wheel")
 
 
 def main(argv: Sequence[str]) -> int:
-    """``images build`` and ``images ls``; returns 0, or 1 after saying on stderr what went wrong (2: usage)."""
+    """``images build``, ``ls`` or ``prune``; returns 0, or 1 after saying on stderr what went wrong (2: usage)."""
     options = _parser().parse_args(argv)
     try:
         with closing(connect()) as client:
@@ -94,11 +97,25 @@ def _ls_command(client: Any, options: argparse.Namespace) -> None:
             print(f"{tag:<34}{short:<14}{_runtime(row):<14}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")
 
 
+def _prune_command(client: Any, options: argparse.Namespace) -> None:
+    rows = unused(client, os.environ.get("BANANAS_PYTHON_IMAGE", ""))
+    for row in rows:
+        if options.yes:
+            remove(client, row)
+        name = " ".join(row.tags) or row.image_id.removeprefix("sha256:")[:12]
+        verb = "removed" if options.yes else "would remove"
+        print(f"{verb} {name} ({_runtime(row)}, {row.size_bytes / 1_000_000:.0f} MB)")
+    if not rows:
+        print("nothing to remove: every image that was built here is in use")
+    elif not options.yes:
+        print(f"nothing was removed; bananas images prune --yes removes the {len(rows)} above")
+
+
 def _runtime(row: ImageRow) -> str:
     return f"python {row.python}" if row.python else f"node {row.node}" if row.node else ""
 
 
-_COMMANDS = {"build": _build_command, "ls": _ls_command}
+_COMMANDS = {"build": _build_command, "ls": _ls_command, "prune": _prune_command}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--tag", help=f"default: {REPOSITORY}:<X.Y>-host, {NODE_REPOSITORY}:<N>-<source>…")
     build.add_argument("--force", action="store_true", help="build even when nothing has changed")
     build.add_argument("--keep-default", action="store_true", help=f"leave {DEFAULT_IMAGE} or {NODE_IMAGE} as it is")
+    prune = commands.add_parser("prune", help="remove built images that no runtime and no container uses")
+    prune.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     ls = commands.add_parser("ls", help="list the images")
     ls.add_argument("-o", "--output", choices=["table", "json"], default="table")
     return parser
