@@ -96,6 +96,18 @@ def images_ls(output: str) -> None:
     become("runner", "images", "ls", "-o", output)
 
 
+@images.command()
+@click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
+def prune(yes: bool) -> None:
+    """Remove images that were built here and that no runtime and no container uses.
+
+    \b
+    Example:
+      bananas images prune --yes
+    """
+    become("runner", "images", "prune", *["--yes"] * yes)
+
+
 @click.command()
 @click.option("-f", "--file", type=click.Path(dir_okay=False, path_type=Path), help="Deploy this manifest too.")
 def up(file: Path | None) -> int:
