@@ -13,10 +13,11 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from bananas import keys
 from bananas.job import Outcome
 from bananas.tokens import Tokens
 from tests.integration.gateway_player import Player, call
-from tests.platform import Platform
+from tests.platform import Platform, until
 
 pytestmark = pytest.mark.redis
 
@@ -116,7 +117,10 @@ def test_errors_have_awss_names(platform, player):
         client.invoke(FunctionName="nobody")
     with pytest.raises(client.exceptions.InvalidRequestContentException, match="not valid JSON"):
         client.invoke(FunctionName="hello", Payload=b"{")
-    player.registry._redis.delete("{bananas}:runners")
+    platform.connections.commands.delete(keys.RUNNERS)
+    # A gateway believes for up to a second what it last saw.
+    job = platform.client.submit("hello")["id"]
+    until(lambda: platform.client.job(job)["waiting_for"] == "runner", 5, "the gateway to miss the runner")
     with pytest.raises(client.exceptions.ServiceException, match="no live runner"):
         client.invoke(FunctionName="hello")
 
