@@ -88,16 +88,20 @@ def handle(event, context):
 """,
     "burns_cpu": """
 def handle(event, context):
-    began = time.monotonic()
+    began, spent, children = time.monotonic(), time.process_time(), []
     for _ in range(7):
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             signal.alarm(4)
             while True:
                 pass
+        children.append(child)
     while time.monotonic() - began < 2:
         pass
-    with open(event["cpu"]) as file:
-        return file.read()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    cpu_s = time.process_time() - spent + sum(sum(os.wait4(child, 0)[2][:2]) for child in children)
+    return {"cpu_s": cpu_s, "wall_s": time.monotonic() - began}
 """,
     "opens_descriptors": """
 def handle(event, context):
@@ -267,7 +271,6 @@ def handle(event, context):
 """
 SETTINGS = "    timeout: 3s\n    retries: 0"
 IS_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-CPU_STAT = "/sys/fs/cgroup/cpu.stat" if IS_V2 else "/sys/fs/cgroup/cpu/cpu.stat"
 CGROUP = "/sys/fs/cgroup/memory.max" if IS_V2 else "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
@@ -317,10 +320,9 @@ def test_files_in_memory_are_bounded(app: Platform) -> None:
 
 
 def test_cpu_time_is_that_of_the_pool(app: Platform) -> None:
-    """Eight busy processes get one core's time; the rest is throttled, which the sandbox's own cgroup shows."""
-    record = attack(app, "burns_cpu", {"cpu": CPU_STAT})
-    stat = dict(line.split() for line in record["result"].splitlines())
-    assert int(stat["nr_throttled"]) > 0, stat
+    """Eight busy processes get one core's time together, however many cores the machine has."""
+    used = attack(app, "burns_cpu")["result"]
+    assert used["cpu_s"] < 1.25 * used["wall_s"], used
 
 
 def test_descriptors_end_at_their_limit(app: Platform) -> None:
