@@ -99,7 +99,7 @@ def images_ls(output: str) -> None:
 @images.command()
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 def prune(yes: bool) -> None:
-    """Remove images that were built here and that no runtime and no container uses.
+    """Remove images built here that no runtime and no container uses.
 
     \b
     Example:

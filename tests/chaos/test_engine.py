@@ -101,6 +101,7 @@ def test_an_engine_that_restarts_while_busy_costs_an_attempt_and_no_job(
             until(lambda: all(c.status == "running" for c in sandboxes(client, platform)), 90, "the sweep of dead ones")
 
 
+@pytest.mark.skipif(not IS_FULL, reason="make chaos")
 def test_an_engine_that_hangs_holds_up_nothing_but_new_sandboxes(platform: Platform, second: SecondEngine) -> None:
     """For longer than a lease: what runs goes on and keeps its lease; what needs a container waits, then runs."""
     is_full(platform)
@@ -117,6 +118,7 @@ def test_an_engine_that_hangs_holds_up_nothing_but_new_sandboxes(platform: Platf
     assert "the event loop was held up" not in runner_of(platform).text
 
 
+@pytest.mark.skipif(not IS_FULL, reason="make chaos")
 def test_a_full_disk_is_named_and_over_when_there_is_space_again(platform: Platform, second: SecondEngine) -> None:
     """A job that needs a container says that there is no space; it completes once there is."""
     platform.deploy({"fresh": SLOW}, "    pool: bare", POOLS)
