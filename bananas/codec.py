@@ -130,30 +130,37 @@ def record(job_id: str, values: list[Any]) -> JobRecord | None:
     f = dict(zip(RECORD, values, strict=True))
     if f["fn"] is None:
         return None
-    state = state_of(f["state"].decode())
     return JobRecord(
-        id=job_id,
-        function=f["fn"].decode(),
-        version=f["ver"].decode(),
-        pool=f["pool"].decode(),
-        priority=f["prio"].decode(),
-        state=state,
-        created_at_ms=int(f["created"]),
-        due_at_ms=int(f["due"]) if state is JobState.SCHEDULED else None,
-        started_at_ms=int(f["claimed"]) if f["claimed"] else None,
-        finished_at_ms=int(f["finished"]) if f["finished"] else None,
+        **in_short(job_id, f),
         token=int(f["token"]),
         failures=int(f["failures"]),
         losses=int(f["losses"]),
         max_retries=int(f["maxr"]),
         timeout_ms=int(f["timeout"]),
-        reason=f["reason"].decode() if f["reason"] else None,
         result=f["result"] or None,
         error=f["error"] or None,
         history=f["hist"].split(b"\n") if f["hist"] else [],
         progress=f["progress"] or None,
         is_parked=f["state"].decode() == _PARKED,
     )
+
+
+def in_short(job_id: str, f: dict[str, Any]) -> dict[str, Any]:
+    """What a record and a line of a list have in common, by the names of their fields."""
+    state = state_of(f["state"].decode())
+    return {
+        "id": job_id,
+        "function": f["fn"].decode(),
+        "version": f["ver"].decode(),
+        "pool": f["pool"].decode(),
+        "priority": f["prio"].decode(),
+        "state": state,
+        "created_at_ms": int(f["created"]),
+        "due_at_ms": int(f["due"]) if state is JobState.SCHEDULED else None,
+        "started_at_ms": int(f["claimed"]) if f["claimed"] else None,
+        "finished_at_ms": int(f["finished"]) if f["finished"] else None,
+        "reason": f["reason"].decode() if f["reason"] else None,
+    }
 
 
 def may_expire(values: list[Any]) -> bool:

@@ -238,18 +238,4 @@ def _listed(job_id: str, row: Sequence[Any]) -> Listed | None:
     f = dict(zip(_FIELDS, row, strict=True))
     if f["fn"] is None or f["created"] is None:
         return None
-    state = codec.state_of(f["state"].decode())
-    return Listed(
-        id=job_id,
-        function=f["fn"].decode(),
-        version=f["ver"].decode(),
-        pool=f["pool"].decode(),
-        priority=f["prio"].decode(),
-        state=state,
-        created_at_ms=int(f["created"]),
-        due_at_ms=int(f["due"]) if state is JobState.SCHEDULED else None,
-        started_at_ms=int(f["claimed"]) if f["claimed"] else None,
-        finished_at_ms=int(f["finished"]) if f["finished"] else None,
-        attempts=int(f["token"]),
-        reason=f["reason"].decode() if f["reason"] else None,
-    )
+    return Listed(**codec.in_short(job_id, f), attempts=int(f["token"]))

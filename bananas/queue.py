@@ -17,7 +17,7 @@ import redis
 
 from bananas import codec, errors, keys, scripts
 from bananas.job import Claim, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
-from bananas.redis_client import Connections
+from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
 from bananas.spec import PRIORITIES
 
@@ -182,12 +182,15 @@ class Queue:
 
     def logs(self, job_id: str) -> dict[int, bytes]:
         """What each attempt printed, by token, oldest first; raises UnknownJob or JobExpired."""
-        record = self.show(job_id)
+        return self.logs_of(self.show(job_id))
+
+    def logs_of(self, record: JobRecord) -> dict[int, bytes]:
+        """The same for a record that was read already."""
         tokens = [int(msgspec.json.decode(line)["token"]) for line in record.history]
         if not tokens:
             return {}
         with self._connections.guard():
-            texts = self._connections.commands.hmget(keys.job(job_id), [f"log:{token}" for token in tokens])
+            texts = self._connections.commands.hmget(keys.job(record.id), [f"log:{token}" for token in tokens])
         return {token: text for token, text in zip(tokens, texts, strict=True) if text}
 
     def cancel(self, job_id: str) -> None:
@@ -213,7 +216,7 @@ class Queue:
             for head in heads:
                 pipe.hget(keys.job(head.decode()), "enqueued")
             since = dict(zip(heads, pipe.execute(), strict=True))
-        now_ms = now[0] * 1000 + now[1] // 1000
+        now_ms = unix_ms(now)
         out = []
         for (pool, priority), queued, head in zip(lanes, sizes[::2], sizes[1::2], strict=True):
             started = since.get(head)
@@ -242,7 +245,7 @@ class Queue:
             pipe.time()
             pipe.hgetall(keys.COUNTERS)
             scheduled, leased, dead, oldest, now, raw = pipe.execute()
-        now_ms = now[0] * 1000 + now[1] // 1000
+        now_ms = unix_ms(now)
         counters = {name.decode(): float(value) if b"." in value else int(value) for name, value in raw.items()}
         return Counts(scheduled, leased, dead, int(oldest[0][1]) if oldest else now_ms, now_ms, counters)
 

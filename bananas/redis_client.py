@@ -53,6 +53,15 @@ _REFUSALS = (
 OLDEST_SERVER = (6, 2)
 
 
+def unix_ms(answer: tuple[int, int]) -> int:
+    """Unix ms of what the command TIME answers: seconds, and microseconds within the second.
+
+    >>> unix_ms((1_764_000_000, 123_999))
+    1764000000123
+    """
+    return answer[0] * 1000 + answer[1] // 1000
+
+
 def is_too_old(version: str) -> bool:
     """True for a server that lacks commands we need. Valkey tells the Redis version that it is compatible with.
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from bananas import errors, keys, schedules, scripts
-from bananas.redis_client import Connections
+from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, PoolSpec, RetrySpec, RuntimeInfo, Version
 
@@ -54,10 +54,7 @@ def push_deployed(pipe: Any, runners: Iterable[bytes], function: str) -> None:
     """Have runners prepare for a function's new version, or its removal. A message that gets lost costs its next call
     some time, no more.
     """
-    for runner in runners:
-        inbox = keys.inbox(runner.decode())
-        pipe.rpush(inbox, f"deployed {function}")
-        pipe.pexpire(inbox, 60_000)
+    _push(pipe, runners, f"deployed {function}")
 
 
 # Any: a pipeline of redis-py, whose annotations cannot say that it answers bytes.
@@ -66,9 +63,13 @@ def push_config_change(pipe: Any, runners: Iterable[bytes]) -> None:
     the revision that each step brings is the safety net.
     """
     pipe.incr(keys.POOLS_REV)
+    _push(pipe, runners, "pools")
+
+
+def _push(pipe: Any, runners: Iterable[bytes], message: str) -> None:
     for runner in runners:
         inbox = keys.inbox(runner.decode())
-        pipe.rpush(inbox, "pools")
+        pipe.rpush(inbox, message)
         pipe.pexpire(inbox, 60_000)
 
 
@@ -375,8 +376,7 @@ class Registry:
             return self._now_ms()
 
     def _now_ms(self) -> int:
-        seconds, micros = self._redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return unix_ms(self._redis.time())
 
     def instance(self) -> str:
         """The id of this installation: 8 hex digits, made on first use, the same for every process on this Redis."""

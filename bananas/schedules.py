@@ -17,7 +17,7 @@ import msgspec
 
 from bananas import cron, errors, keys, scripts
 from bananas.job import new_job_id
-from bananas.redis_client import Connections
+from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
 from bananas.spec import ScheduleSpec
 
@@ -244,7 +244,7 @@ class Schedules:
             now, *raw = pipe.execute()
         found = zip(functions, raw[::2], raw[1::2], strict=True)
         rows = [_row(function, values, held) for function, values, held in found if values[0] is not None]
-        return now[0] * 1000 + now[1] // 1000, rows
+        return unix_ms(now), rows
 
 
 def _row(function: str, values: list[bytes | None], held: int) -> _Row:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bananas import errors, keys
 from bananas.protocols import Secret
-from bananas.redis_client import Connections
+from bananas.redis_client import Connections, unix_ms
 from bananas.registry import push_config_change
 from bananas.settings import LIMITS, Settings
 from bananas.spec import SECRET_NAME_PATTERN
@@ -123,8 +123,7 @@ class Secrets:
             stored = self._stored([name]).get(name)
             if stored is not None and _holds(box, name, stored, value):
                 return SecretInfo(name, stored.version, stored.updated_at_ms), False
-            seconds, micros = self._redis.time()
-            stored = _Stored(os.urandom(6).hex(), seconds * 1000 + micros // 1000, box.seal(name, value))
+            stored = _Stored(os.urandom(6).hex(), unix_ms(self._redis.time()), box.seal(name, value))
             runners = self._redis.hkeys(keys.RUNNERS)
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(keys.SECRETS, name, msgspec.msgpack.encode(stored))

@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from bananas import errors, keys
-from bananas.redis_client import Connections
+from bananas.redis_client import Connections, unix_ms
 from bananas.spec import Name
 
 Scope = Literal["invoke", "deploy", "admin"]
@@ -79,7 +79,7 @@ class Tokens:
         with self._connections.guard():
             if self._redis.hlen(keys.TOKENS) >= _MOST:
                 raise errors.InvalidRequest(f"there are {_MOST} tokens already; remove some")
-            now_ms = self._now_ms()
+            now_ms = unix_ms(self._redis.time())
             fields = {
                 "id": token_id,
                 "name": name,
@@ -137,10 +137,6 @@ class Tokens:
         while len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
         return stored
-
-    def _now_ms(self) -> int:
-        seconds, micros = self._redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
 
 
 def _digest(secret: str) -> str:

@@ -52,7 +52,9 @@ SSH = 22
 HANDLER = "probe.handle"
 #: What runs inside. ``listen`` keeps its socket open: the kernel accepts without it.
 SOURCE = """
-import errno, json, select, socket, time
+import socket
+
+from look import connect
 
 kept = []
 
@@ -65,33 +67,9 @@ def handle(event, context):
     with open("/proc/net/if_inet6") as file:
         ipv6 = [line.split()[-1] for line in file if line.split()[-1] != "lo"]
     return {"ipv6": ipv6, "answers": connect(event["targets"], event["timeout_s"])}
-
-def connect(targets, timeout_s):
-    answers, waiting, poll = [""] * len(targets), {}, select.poll()
-    for number, target in enumerate(targets):
-        sock = socket.socket()
-        sock.setblocking(False)
-        code = sock.connect_ex(tuple(target))
-        if code == errno.EINPROGRESS:
-            waiting[sock.fileno()] = number, sock
-            poll.register(sock, select.POLLOUT)
-        else:
-            answers[number] = name(code)
-            sock.close()
-    until = time.monotonic() + timeout_s
-    while waiting and time.monotonic() < until:
-        for fd, _ in poll.poll(max(1, 1000 * (until - time.monotonic()))):
-            number, sock = waiting.pop(fd)
-            poll.unregister(fd)
-            answers[number] = name(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-            sock.close()
-    for _, sock in waiting.values():
-        sock.close()
-    return answers
-
-def name(code):
-    return errno.errorcode.get(code, str(code)) if code else "connected"
 """
+#: How it tries to connect is what ``bananas doctor`` tries too.
+LOOK = Path(__file__).parent / "doctor" / "probe.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +145,7 @@ def of_runner(
             )
         with tempfile.TemporaryDirectory(prefix="bananas-probe-") as folder:
             (Path(folder) / "probe.py").write_text(SOURCE, "utf-8")
+            (Path(folder) / "look.py").write_bytes(LOOK.read_bytes())
             bundle = pack.pack(Path(folder), ignore=())
         bundles = BundleCache(host.cache, {bundle.digest: bundle.data}.__getitem__)
         factory = DockerSandboxFactory(

@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import socket
 import struct
 import time
 from pathlib import Path
-
-from gevent import monkey
 
 from bananas.errors import EngineUnavailable, SandboxDied, SandboxStartError
 from bananas.protocols import Binding, SandboxProfile
@@ -28,6 +25,7 @@ from runner.gpus import Lease
 from runner.sandbox import CONNECT_TIMEOUT_S, PROTOCOL, DockerSandbox
 from runner.shims import Kit
 from runner.streams import STDOUT
+from runner.transport import is_hung_up
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,6 @@ _BRIDGE = Path(__file__).parent / "shim" / "stdio" / "bridge.py"
 SEND_TIMEOUT_S = 60.0
 _HEAD = struct.Struct(">BxxxI")
 _SCRATCH_BYTES = 64 * 1024
-_poll = monkey.get_original("select", "poll")
 
 
 class StdioChannel:
@@ -82,12 +79,7 @@ class StdioChannel:
     @property
     def is_hung_up(self) -> bool:
         """True once the engine has closed the stream; never waits."""
-        poll = _poll()
-        try:
-            poll.register(self._sock.fileno(), select.POLLRDHUP)
-        except ValueError:  # closed
-            return True
-        return bool(poll.poll(0))
+        return is_hung_up(self._sock)
 
     def settimeout(self, value: float | None) -> None:
         """Seconds for each following call; None waits for ever."""

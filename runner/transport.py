@@ -21,6 +21,16 @@ from bananas.settings import LIMITS
 _poll = monkey.get_original("select", "poll")
 
 
+def is_hung_up(sock: socket.socket) -> bool:
+    """True once the other end is closed, or ours is; does not wait and reads nothing."""
+    poll = _poll()
+    try:
+        poll.register(sock.fileno(), select.POLLRDHUP)
+    except ValueError:  # closed
+        return True
+    return bool(poll.poll(0))
+
+
 def listen_unix(path: Path, backlog: int, socket_class: type[Any] = socket.socket) -> Any:
     """A listening Unix socket at ``path`` that any uid may connect to.
 
@@ -65,12 +75,7 @@ class SocketChannel:
     @property
     def is_hung_up(self) -> bool:
         """True once the sandbox has closed its end or died; does not wait and reads nothing."""
-        poll = _poll()
-        try:
-            poll.register(self._sock.fileno(), select.POLLRDHUP)
-        except ValueError:  # closed
-            return True
-        return bool(poll.poll(0))
+        return is_hung_up(self._sock)
 
     def half_close(self) -> None:
         """Order the sandbox to end; what it still says can be read. Raises OSError when it is closed already."""

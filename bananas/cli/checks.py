@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 from bananas.errors import ApiError, BananasError, ConfigError, GatewayUnreachable
+from bananas.findings import Finding
 from bananas.runtimes import OLDEST_PYTHON
 from bananas.settings import MIB, Settings
 
@@ -33,17 +33,6 @@ _DISK_FAILED_MB: Final = 200
 _DISK_LOW_MB: Final = 2048
 #: Clocks count for `run_at`, for the end of tokens and for what people read; leases and schedules go by Redis' own.
 _CLOCK_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one look found."""
-
-    name: str
-    status: Literal["ok", "warning", "failed"]
-    detail: str
-    #: What to do; empty when there is nothing to do, or when ``detail`` says it.
-    next: str = ""
 
 
 def look_at_python(_: Settings) -> list[Finding]:

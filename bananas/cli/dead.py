@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_record, print_table, read_payload
+from bananas.cli.output import ago, client, output_option, pages, print_json, print_record, print_table, read_payload
 from bananas.job import DeadReason
 
 if TYPE_CHECKING:
@@ -59,21 +59,16 @@ def ls(limit: int, output: str, **filters: str | None) -> None:
       bananas dead ls --reason permanent -o json
       bananas dead ls --after 2026-11-24T06:00:00Z
     """
-    found: list[dict[str, Any]] = []
-    cursor: str | None = None
     with client() as gateway:
-        while True:
-            page = gateway.dead(**filters, cursor=cursor, limit=min(limit - len(found), 1000))
-            found += page["letters"]
-            cursor = page["cursor"]
-            if cursor is None or len(found) >= limit:
-                break
+        found, has_more = pages(
+            lambda cursor, most: gateway.dead(**filters, cursor=cursor, limit=most), "letters", limit
+        )
     if output == "json":
         print_json(found)
     else:
         rows = ((r["id"], r["name"], r["reason"], r["attempts"], ago(r["died_at"]), _error(r)) for r in found)
         print_table(("ID", "FUNCTION", "REASON", "TRIES", "FAILED", "ERROR"), rows)
-    if cursor is not None:
+    if has_more:
         click.echo(f"there are more than {limit}; see them with --limit", err=True)
 
 

@@ -18,7 +18,7 @@ from bananas.errors import ConfigError
 from bananas.settings import Settings
 
 if TYPE_CHECKING:
-    from bananas.cli.checks import Finding
+    from bananas.findings import Finding
 
 _SUBJECTS = ("python", "disk", "engine", "redis", "systemd", "gateway")
 _WIDTH = 80
@@ -64,12 +64,13 @@ def doctor(ctx: click.Context, skipped: tuple[str, ...], output: str) -> int:
 
 def _look(url: str | None, skipped: tuple[str, ...]) -> list[Finding]:
     from bananas.cli import checks
+    from bananas.findings import Finding
 
     try:
         settings = Settings.from_env()
     except ConfigError as e:
         # Nothing else can be looked at by settings that are wrong.
-        return [checks.Finding("settings", "failed", str(e)), *checks.look_at_python(Settings())]
+        return [Finding("settings", "failed", str(e)), *checks.look_at_python(Settings())]
     found: list[Finding] = []
     for name, look in checks.LOOKS.items():
         if name not in skipped:

@@ -16,6 +16,7 @@ from bananas.cli.output import (
     client,
     file_option,
     output_option,
+    pages,
     print_json,
     print_record,
     print_table,
@@ -181,22 +182,18 @@ def ls(status: str | None, function: str | None, limit: int, output: str) -> Non
       bananas jobs ls --status failed --function hello
       bananas jobs ls --limit 1000 -o json
     """
-    found: list[dict[str, Any]] = []
-    cursor: str | None = None
     with client() as gateway:
-        while True:
-            most = min(limit - len(found), 1000)
-            page = gateway.jobs(status=status, function=function, cursor=cursor, limit=most)
-            found += page["jobs"]
-            cursor = page["cursor"]
-            if cursor is None or len(found) >= limit:
-                break
+        found, has_more = pages(
+            lambda cursor, most: gateway.jobs(status=status, function=function, cursor=cursor, limit=most),
+            "jobs",
+            limit,
+        )
     if output == "json":
         print_json(found)
     else:
         rows = ((j["id"], j["name"], _state(j), j["priority"], j["attempts"], ago(j["created_at"])) for j in found)
         print_table(("ID", "FUNCTION", "STATUS", "PRIORITY", "TRIES", "CREATED"), rows)
-    if cursor is not None:
+    if has_more:
         click.echo(f"there are more than {limit}; see them with --limit", err=True)
 
 

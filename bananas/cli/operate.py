@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_table, waits_for_runner
+from bananas.cli.output import ago, client, output_option, print_json, print_table, remove_each, waits_for_runner
 from bananas.errors import InvalidRequest
 from bananas.units import show_time
 
@@ -167,12 +167,7 @@ def rm(names: tuple[str, ...], output: str) -> None:
       bananas functions rm hello
     """
     with client() as gateway:
-        for name in names:
-            gateway.delete_function(name)
-            if output == "table":
-                click.echo(f"{name} removed")
-    if output == "json":
-        print_json({"removed": list(names)})
+        remove_each(names, gateway.delete_function, output)
 
 
 @click.command()

@@ -62,6 +62,31 @@ def client() -> Client:
     return Client((context and context.obj) or settings.url, settings.token)
 
 
+def remove_each(names: Sequence[str], remove: Callable[[str], object], output: str) -> None:
+    """Remove one after the other, and say so."""
+    for name in names:
+        remove(name)
+        if output == "table":
+            click.echo(f"{name} removed")
+    if output == "json":
+        print_json({"removed": list(names)})
+
+
+def pages(ask: Callable[[str | None, int], dict[str, Any]], key: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Up to ``limit`` rows of a list that comes in pages, and whether there are more.
+
+    ``ask`` gets the cursor and how many rows the page may have; the rows are under ``key`` of its answer.
+    """
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = ask(cursor, min(limit - len(found), 1000))
+        found += page[key]
+        cursor = page["cursor"]
+        if cursor is None or len(found) >= limit:
+            return found, cursor is not None
+
+
 def read_payload(text: str | None) -> bytes:
     """JSON from the argument, from a file (``@file``) or from stdin (``-``); nothing means ``{}``.
 

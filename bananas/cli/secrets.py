@@ -9,7 +9,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_table
+from bananas.cli.output import ago, client, output_option, print_json, print_table, remove_each
 from bananas.errors import InvalidRequest
 from bananas.settings import LIMITS
 
@@ -93,12 +93,7 @@ def rm(names: tuple[str, ...], output: str) -> None:
       bananas secret rm SMTP_PASSWORD
     """
     with client() as gateway:
-        for name in names:
-            gateway.delete_secret(name)
-            if output == "table":
-                click.echo(f"{name} removed")
-    if output == "json":
-        print_json({"removed": list(names)})
+        remove_each(names, gateway.delete_secret, output)
 
 
 @secret.command("new-key")

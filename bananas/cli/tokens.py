@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_table, time_option
+from bananas.cli.output import ago, client, output_option, print_json, print_table, remove_each, time_option
 from bananas.settings import Settings
 from bananas.units import parse_time_ms
 
@@ -112,9 +112,4 @@ def rm(ids: tuple[str, ...], output: str) -> None:
       bananas token rm 0123456789ab
     """
     with client() as gateway:
-        for token_id in ids:
-            gateway.delete_token(token_id)
-            if output == "table":
-                click.echo(f"{token_id} removed")
-    if output == "json":
-        print_json({"removed": list(ids)})
+        remove_each(ids, gateway.delete_token, output)

@@ -102,7 +102,7 @@ class JobRoutes:
             except hangup.ClientGone:
                 return Response(status=_CLIENT_CLOSED)
         record = self._queue.show(job_id)
-        logs = self._queue.logs(job_id) if records.has_logs(record) else {}
+        logs = self._queue.logs_of(record) if records.has_logs(record) else {}
         return json_answer(records.public(record, logs, self._live.hold_up(record)))
 
     def _check(self, job_id: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from bananas import pack, redis_url
 from bananas.errors import BananasError, SandboxStartError
+from bananas.findings import Finding
 from bananas.protocols import Sandbox, SandboxFactory
 from bananas.runtimes import DEFAULT_RUNTIME
 from bananas.settings import Settings
@@ -27,7 +28,6 @@ from runner.bundles import BundleCache
 from runner.docker_driver import Engine, describe
 from runner.doctor import engine as engine_looks
 from runner.doctor import inside
-from runner.doctor.findings import Finding
 from runner.host import Host
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of

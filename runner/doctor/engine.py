@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from bananas.findings import Finding
 from bananas.runtimes import DEFAULT_RUNTIME
 from bananas.spec import RuntimeInfo
 from runner.doctor import runc
-from runner.doctor.findings import Finding
 
 #: Docker 20.10 and Podman 4 speak it; nothing older is tried.
 _OLDEST_API: Final = (1, 41)

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from bananas import pack
 from bananas.errors import ProtocolError, SandboxDied, SandboxStartError
+from bananas.findings import Finding
 from bananas.job import new_job_id
 from bananas.protocols import Binding, HandlerLoadError, Invocation, Sandbox
 from runner.docker_driver import SANDBOX_UID
-from runner.doctor.findings import Finding
 from runner.opennet import Place
 
 _HANDLER: Final = "probe.handle"

@@ -39,7 +39,7 @@ def handle(event: dict[str, Any], _: object) -> dict[str, Any]:
         "root": _write("/bananas-probe"),
         "shim": _write("/run/bananas/bananas-probe"),
         "interfaces": sorted(os.listdir("/sys/class/net")),
-        "answers": _connect(event["targets"], float(event["timeout_s"])),
+        "answers": connect(event["targets"], float(event["timeout_s"])),
         "paths": [path for path in event["paths"] if os.path.exists(path)],
         "env": sorted(os.environ),
         "limits": _limits(),
@@ -57,7 +57,7 @@ def _setuid() -> str:
     try:
         os.setuid(0)
     except OSError as e:
-        return _name(e.errno)
+        return name_of(e.errno)
     return "worked"
 
 
@@ -68,7 +68,7 @@ def _write(path: str) -> str:
             file.write("x")
         os.unlink(path)
     except OSError as e:
-        return _name(e.errno)
+        return name_of(e.errno)
     return "worked"
 
 
@@ -123,7 +123,7 @@ def _take(mb: int) -> int:
     return len(held)
 
 
-def _connect(targets: list[list[Any]], timeout_s: float) -> list[str]:
+def connect(targets: list[list[Any]], timeout_s: float) -> list[str]:
     """For each host and port ``connected``, the name of the error, or nothing: no answer in time."""
     answers, waiting, poll = [""] * len(targets), {}, select.poll()
     for number, (host, port) in enumerate(targets):
@@ -134,19 +134,20 @@ def _connect(targets: list[list[Any]], timeout_s: float) -> list[str]:
             waiting[sock.fileno()] = number, sock
             poll.register(sock, select.POLLOUT)
         else:
-            answers[number] = _name(code)
+            answers[number] = name_of(code)
             sock.close()
     until = time.monotonic() + timeout_s
     while waiting and time.monotonic() < until:
         for fd, _ in poll.poll(max(1, 1000 * (until - time.monotonic()))):
             number, sock = waiting.pop(fd)
             poll.unregister(fd)
-            answers[number] = _name(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            answers[number] = name_of(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             sock.close()
     for _, sock in waiting.values():
         sock.close()
     return answers
 
 
-def _name(code: int | None) -> str:
+def name_of(code: int | None) -> str:
+    """``connected``, or the name of an error's number."""
     return errno.errorcode.get(code, str(code)) if code else "connected"

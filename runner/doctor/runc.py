@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from runner.doctor.findings import Finding
+from bananas.findings import Finding
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The gateway's app over a real Redis, without a server; the runner is played by the test."""
+"""A queue and the gateway over a real Redis, as an app or as a process; the runner is played by the test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gevent
 import pytest
 from flask.testing import FlaskClient
 
+from bananas.cli import main
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
@@ -17,6 +18,15 @@ from gateway.app import create_app
 from gateway.parts import Parts
 from gateway.wait import Waiters
 from tests.integration.gateway_player import Player
+from tests.platform import Platform
+
+#: Runs one command; gives code, out and err.
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def queue(connections: Connections) -> Queue:
+    return Queue(connections)
 
 
 @pytest.fixture
@@ -46,3 +56,32 @@ def app_client() -> Iterator[Callable[..., FlaskClient]]:
 @pytest.fixture
 def client(app_client: Callable[..., FlaskClient], connections: Connections, player: Player) -> FlaskClient:
     return app_client(connections)
+
+
+@pytest.fixture(scope="module")
+def platform(redis_server: str) -> Iterator[Platform]:
+    """One gateway process over the shared Redis."""
+    with Platform(redis_server) as platform:
+        platform.gateway()
+        yield platform
+
+
+@pytest.fixture
+def outside(platform: Platform, redis_url: str) -> Player:
+    """Plays the runner of that gateway process, on an empty Redis with a function."""
+    player = Player(platform.queue, platform.registry)
+    player.deploy("hello")
+    return player
+
+
+@pytest.fixture
+def bananas(platform: Platform, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs one command; gives code, out and err."""
+    monkeypatch.setenv("BANANAS_URL", platform.url)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main(args)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run

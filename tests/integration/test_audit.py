@@ -19,11 +19,6 @@ LANE = keys.lane("default", "normal")
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     deploy(registry, "f")

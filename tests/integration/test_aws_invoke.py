@@ -22,14 +22,6 @@ from tests.platform import Platform, until
 pytestmark = pytest.mark.redis
 
 
-@pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
-    """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
-        platform.gateway()
-        yield platform
-
-
 @pytest.fixture
 def player(platform: Platform, redis_url: str) -> Player:
     """``hello`` is deployed and a runner is live."""

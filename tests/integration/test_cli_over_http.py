@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bananas.cli import main
 from bananas.job import NewJob, Outcome
+from tests.integration.conftest import Cli
 from tests.integration.gateway_player import Player
-from tests.platform import Platform
 
 pytestmark = pytest.mark.redis
 
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
-    """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
-        platform.gateway()
-        yield platform
-
 
 @pytest.fixture
-def player(platform: Platform, redis_url: str) -> Player:
-    """An empty Redis with a function."""
-    player = Player(platform.queue, platform.registry)
-    player.deploy("hello")
-    return player
-
-
-@pytest.fixture
-def bananas(platform: Platform, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs one command; gives code, out and err."""
-    monkeypatch.setenv("BANANAS_URL", platform.url)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = main(args)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def player(outside: Player) -> Player:
+    return outside
 
 
 def die(player: Player, n: int) -> None:

@@ -24,11 +24,6 @@ STORM = 10_000
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     registry.put_pool("gpu", PoolSpec())

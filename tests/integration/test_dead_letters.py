@@ -24,11 +24,6 @@ DEAD_MS = LIMITS.dead_ttl_s * 1000
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def letters(connections: Connections) -> DeadLetters:
     return DeadLetters(connections)
 

@@ -18,11 +18,6 @@ pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     deploy(registry, "f")

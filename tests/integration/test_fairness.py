@@ -25,11 +25,6 @@ LOW_BOUND = 21
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     for name in ("gpu", "email"):

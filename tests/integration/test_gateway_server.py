@@ -31,14 +31,6 @@ AT_ONCE_S = 0.1
 CALLS = 300
 
 
-@pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
-    """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
-        platform.gateway()
-        yield platform
-
-
 @pytest.fixture
 def player(platform: Platform, redis_url: str) -> Player:
     """An empty Redis in which ``hello`` is deployed and a runner for the pool ``default`` is live."""

@@ -26,11 +26,6 @@ REPLY = keys.reply("test")
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     registry.put_pool("gpu", PoolSpec())

@@ -39,14 +39,6 @@ class Got:
 Ask = Callable[..., Got]
 
 
-@pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
-    """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
-        platform.gateway()
-        yield platform
-
-
 @pytest.fixture
 def ask(platform: Platform) -> Ask:
     """Sends a request exactly as it is given."""

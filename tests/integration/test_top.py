@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,14 +20,6 @@ from tests.integration.gateway_player import Player
 from tests.platform import Platform
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
-    """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
-        platform.gateway()
-        yield platform
 
 
 @pytest.fixture

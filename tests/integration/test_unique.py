@@ -22,11 +22,6 @@ KEY = keys.PREFIX + "unique:f:k"
 
 
 @pytest.fixture
-def queue(connections: Connections) -> Queue:
-    return Queue(connections)
-
-
-@pytest.fixture
 def registry(connections: Connections) -> Registry:
     registry = Registry(connections)
     deploy(registry, "f")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bananas.cli import checks
+from bananas.findings import Finding
 from bananas.settings import Settings
 from tests.tools.stub_gateway import StubGateway, problem
 
@@ -116,7 +117,7 @@ def test_an_engine_that_never_answers(tmp_path: Path, monkeypatch: pytest.Monkey
         [finding] = checks.look_at_engine(Settings())
     assert (finding.status, "not looked at to the end within 1.5 s" in finding.detail) == ("failed", True)
     line = '{"name": "users", "status": "ok", "detail": "without root", "next": ""}'
-    assert checks.findings(f"{line}\n{line}\n") == [checks.Finding("users", "ok", "without root")] * 2
+    assert checks.findings(f"{line}\n{line}\n") == [Finding("users", "ok", "without root")] * 2
 
 
 def test_room_clocks_and_units() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bananas.protocols import Binding, Sandbox
 from bananas.spec import PoolSpec
 from bananas.testing import FakeSandboxFactory
 from runner import opennet
+from runner.doctor import probe
 from runner.opennet import METADATA, OpenNetwork, Place, own_addresses, places, redis_places
 from runner.slot import profile_of
 
@@ -116,10 +118,12 @@ def test_other_sandboxes_and_ipv6_are_refusals_too() -> None:
         network(["", ""], ["eth0"])[0].require()
 
 
-def test_the_source_of_the_probe_tells_answers_apart() -> None:
+def test_the_source_of_the_probe_tells_answers_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The very text that runs inside: connected, refused, and silence."""
     import socket
 
+    # In the bundle it lies beside the source, by this name.
+    monkeypatch.setitem(sys.modules, "look", probe)
     scope: dict[str, Any] = {}
     exec(compile(opennet.SOURCE, "probe.py", "exec"), scope)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as closed, socket.socket() as full:

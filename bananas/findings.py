@@ -1,4 +1,4 @@
-"""One line of a diagnosis, as the looks of ``runner.doctor`` give it and ``bananas doctor`` prints it."""
+"""One line of a diagnosis: what ``bananas.cli.checks`` and ``runner.doctor`` find, and ``bananas doctor`` prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look found; the fields are those of ``bananas.cli.checks.Finding``, as JSON between two processes."""
+    """What one look found; JSON of these fields between the runner's looks and the command."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
