@@ -40,7 +40,7 @@ def two(tmp_path: Path, base_image: RuntimeInfo) -> Iterator[list[Platform]]:
             platform.gateway()
             for _ in range(RUNNERS):
                 platform.runner()
-            platform.deploy({"waits": WAITS}, "", "pools: {default: {stems: 1, concurrency: 1}}")
+            platform.deploy({"waits": WAITS}, "", "pools: {default: {stems: 0, concurrency: 1}}")
         yield platforms
 
 
@@ -56,11 +56,12 @@ def test_two_installations_on_one_engine_never_touch_each_others_sandboxes(
 ) -> None:
     """A runner of one is killed, swept and replaced: the other's jobs, runners and containers do not notice."""
     one, other = two
-    jobs = {p.url: [p.client.submit("waits", 5)["id"] for _ in range(RUNNERS)] for p in two}
+    jobs = {p.url: [p.client.submit("waits", 8)["id"] for _ in range(RUNNERS)] for p in two}
     for p in two:
         for job in jobs[p.url]:
             p.state(job, "processing", 20)
-    before = sandboxes(engine, other)
+    # Without stems only the busy sandboxes stay, once those from before the deploy are gone.
+    before = until(lambda: len(found := sandboxes(engine, other)) == RUNNERS and found, 20, "the spare sandboxes to end")
     names = {str(runner["id"]).rpartition("-")[2] for runner in other.client.runners()}
     assert len(names) == RUNNERS
     assert names >= set(before.values())
