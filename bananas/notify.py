@@ -1,6 +1,6 @@
 """Tells systemd how a service is (``Type=notify`` and the watchdog): one datagram each. Does nothing without systemd.
 
-The protocol is that of sd_notify(3). Called by the runner; gunicorn speaks it by itself.
+The protocol is that of sd_notify(3). Called by the runner, the gateway's master and ``bananas up``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ class Notifier:
         is_ours = bool(self._address) and pid in ("", str(os.getpid()))
         #: Seconds within which systemd wants to hear from us; None when it does not watch.
         self.watchdog_s = int(usec) / 1e6 if is_ours and usec.isdecimal() and int(usec) else None
+
+    @property
+    def is_heard(self) -> bool:
+        """True when a systemd wants to know."""
+        return bool(self._address)
+
+    def status(self, status: str) -> None:
+        """What ``systemctl status`` shows, while the service is not ready."""
+        self._send(f"STATUS={status}")
 
     def ready(self, status: str) -> None:
         """The service serves from now on."""

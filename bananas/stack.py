@@ -23,6 +23,7 @@ from typing import Literal
 from bananas import manifest as manifest_file
 from bananas.devloop import DevLoop
 from bananas.errors import ConfigError, ManifestError
+from bananas.notify import Notifier
 from bananas.own_redis import OwnRedis
 from bananas.ports import check_port, free_port, taken
 from bananas.process import Program, describe
@@ -56,9 +57,11 @@ class Stack:
         manifest: Path | None,
         environ: Mapping[str, str],
         emit: Callable[[str], None],
+        notifier: Notifier | None = None,
     ) -> None:
         """``emit`` takes each finished line of the log. Raises ConfigError for a wrong setting."""
         self.mode = mode
+        self._notifier = notifier or Notifier({})
         #: Set when the first functions are live; and when there is nothing more to deploy. Both at the end of ``run``.
         self.live = threading.Event()
         self.settled = threading.Event()
@@ -83,9 +86,7 @@ class Stack:
         #: A deploy is under way; and something changed since it began.
         self._is_deploying = False
         self._is_stale = False
-        self._mail_port = 0
-        if mode == "dev":
-            self._mail_port = free_port() if taken("127.0.0.1", self._mail_wish) else self._mail_wish
+        self._mail_port = _mail_port(self._mail_wish) if mode == "dev" else 0
         self._env = dict(environ) | {
             "BANANAS_REDIS_URL": self.redis_url,
             "BANANAS_STATE_DIR": str(self.state),
@@ -133,6 +134,7 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything in order; a second call kills."""
+        self._notifier.stopping()
         self.supervisor.stop()
 
     @property
@@ -184,6 +186,7 @@ class Stack:
     # -- once everything runs ---------------------------------------------------------------------------------
 
     def _on_ready(self) -> None:
+        self._notifier.ready(f"serves {self.url}")
         if self._manifest is None:
             self.live.set()
             self._settle()
@@ -290,7 +293,8 @@ def run(mode: str, manifest: Path | None) -> int:
     """
     if mode not in ("up", "dev"):
         raise ConfigError(f"mode {mode!r} is unknown; there are up and dev")
-    stack = Stack("dev" if mode == "dev" else "up", manifest, os.environ, _to_stdout)
+    notifier = Notifier()  # before the environment is handed on: none of the parts speaks to systemd itself
+    stack = Stack("dev" if mode == "dev" else "up", manifest, os.environ, _to_stdout, notifier)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stack.stop())
     return stack.run()
@@ -307,6 +311,10 @@ def _wants_own_redis(environ: Mapping[str, str]) -> bool:
 def _mail_wish(environ: Mapping[str, str]) -> int:
     wanted = environ.get("SMTP_PORT", "")
     return int(wanted) if wanted.isdecimal() and 0 < int(wanted) < 65536 else MAIL_PORT
+
+
+def _mail_port(wish: int) -> int:
+    return free_port() if taken("127.0.0.1", wish) else wish
 
 
 @contextlib.contextmanager

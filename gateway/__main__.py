@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from gunicorn.app.base import Application  # type: ignore[import-untyped]
 
 from bananas.errors import BananasError
+from bananas.notify import Notifier
 from bananas.settings import Settings
 from gateway import listen
+from gateway.master import Master
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 _CONFIG = Path(__file__).with_name("gunicorn.conf.py")
 
 
-class Master(Application):  # type: ignore[misc]
+class Server(Application):  # type: ignore[misc]
     """gunicorn with our settings, on a socket that is already open; it reads no other file or variable."""
 
-    def __init__(self, listener_fd: int) -> None:
+    def __init__(self, listener_fd: int, notifier: Notifier) -> None:
         self._bind = f"fd://{listener_fd}"
+        self._notifier = notifier
         super().__init__()
 
     def load_config(self) -> None:
@@ -39,6 +42,10 @@ class Master(Application):  # type: ignore[misc]
         from gateway.app import from_env
 
         return from_env()
+
+    def run(self) -> None:
+        """Serve until a signal ends it; does not return."""
+        Master(self, self._notifier).run()
 
 
 def main(argv: list[str]) -> int:
@@ -57,7 +64,7 @@ def main(argv: list[str]) -> int:
     except BananasError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    Master(listener.detach()).run()
+    Server(listener.detach(), Notifier()).run()
     return 0
 
 
