@@ -1,52 +1,52 @@
-"""The gateway's HTTP API as typed calls: what the command line, deploys and tests talk through.
+"""The gateway's HTTP API as typed calls, for programs that use Bananas, and for the command line, deploys and tests.
 
-Decides timeouts and how a failed call is told; keeps no state but a keep-alive connection. A problem body becomes
-ApiError, and a gateway that is not there GatewayUnreachable with the next step in its message. Not for use from
-several threads at once, like the requests session below it. Paths and bodies are described in docs/http-api.md.
+Decides that a lost answer never makes a second job, and keeps no state but a connection. A problem body becomes
+ApiError, and a gateway that is not there GatewayUnreachable with the next step in its message. A client belongs to one
+thread at a time. docs/python-client.md shows it; paths and bodies are described in docs/http-api.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote, urlencode, urlsplit
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Self, Unpack, cast
+from uuid import uuid4
 
-import msgspec
+from bananas import client_json
+from bananas.client_operate import OperateCalls
+from bananas.client_types import Job, JobOptions, JobPage, LogEnd, LogPiece, Moved, NewJob, Refused, Submitted
+from bananas.client_wire import ANSWER_S, Patience, Wire, is_passing, part, with_query
+from bananas.errors import ApiError, BananasError, GatewayUnreachable, JobFailed, JobNotOver
+from bananas.settings import LIMITS
 
-from bananas import client_json, spec
-from bananas.errors import ApiError, ConfigError, GatewayUnreachable
-from bananas.settings import LIMITS, MIB
-
-if TYPE_CHECKING:
-    import requests  # takes 100 ms to import, so only a call does it
-
-CONNECT_S: Final = 5.0
-#: Until the first byte of an ordinary answer.
-ANSWER_S: Final = 30.0
+#: How long a call that did not work is sent again.
+PATIENCE_S: Final = 10.0
 #: What a long wait may take on top of the wait itself.
 MARGIN_S: Final = 10.0
-#: The largest answer is the log of a job with every attempt's log at its limit.
-ANSWER_BYTES: Final = (spec.MAX_RETRIES + LIMITS.max_losses + 1) * LIMITS.log_bytes + 16 * MIB
-
+#: One request of a longer wait; less than proxies cut off.
+_POLL_S: Final = 30.0
 #: Of the jobs in a batch, without its brackets.
 _BATCH_BYTES: Final = LIMITS.batch_bytes - 64
+_OVER: Final = ("completed", "failed", "cancelled")
 
 #: Anything that JSON can say, or its text as bytes.
 Payload = Any
 
 
-class Client:
+class Client(OperateCalls):
     """One gateway. Every method raises ApiError for a problem and GatewayUnreachable when nothing answers."""
 
-    def __init__(self, url: str, token: str = "") -> None:
-        """``url`` is the gateway's base address, e.g. ``http://127.0.0.1:8080``; ``token`` is for one that wants it."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is not the address of a gateway; write one such as http://127.0.0.1:8080")
-        self.url = url.rstrip("/")
-        self._is_loopback = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
-        self._session: requests.Session | None = None
-        self._token = token
+    def __init__(self, url: str, token: str = "", *, patience_s: float = PATIENCE_S) -> None:
+        """Nothing is sent yet; raises ConfigError for an ``url`` that is none.
+
+        Args:
+            url: the gateway's base address, such as ``http://127.0.0.1:8080``.
+            token: for a gateway that asks for one.
+            patience_s: how long a call that did not work is sent again, if that does no harm; 0: never. A gateway's
+                ``Retry-After`` is kept to, and one that is longer than this ends the call.
+        """
+        self._wire = Wire(url, token, patience_s)
+        self.url = self._wire.url
 
     def __enter__(self) -> Self:
         return self
@@ -56,98 +56,144 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self._wire.close()
 
-    # -- jobs -------------------------------------------------------------------------------------------------
+    def submit(self, name: str, payload: Payload = None, **options: Unpack[JobOptions]) -> Submitted:
+        """Queue a job; returns once it is safe in Redis.
 
-    def submit(self, name: str, payload: Payload = None, **options: Any) -> dict[str, Any]:
-        """Queue a job; returns ``{"id", "status", "name", "version", "pool", "duplicate"}`` once it is in Redis.
-
-        ``options`` are those of ``POST /jobs``: priority, pool, delay, run_at, retries, timeout, expires_after,
-        unique_key; None counts as not given. Times are ``"10s"``-like or numbers of seconds.
+        A submit whose answer is lost is sent again with the same ``unique_key``, one of its own if none is given, so
+        there is one job however often that happens.
         """
-        return self._json("POST", "/jobs", client_json.job({"name": name, "payload": payload, **options}))
+        job, is_ours = self._with_key({"name": name, "payload": payload, **options})
+        answer = self._wire.json("POST", "/jobs", client_json.job(job), is_repeatable=True)
+        return cast("Submitted", _without_our_key(answer) if is_ours else answer)
 
-    def submit_many(self, jobs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    def submit_and_wait(
+        self, name: str, payload: Payload = None, *, timeout_s: float | None = None, **options: Unpack[JobOptions]
+    ) -> Any:
+        """Queue a job, wait for its end through all its retries, and return what the handler returned.
+
+        Raises JobFailed when it failed or was cancelled, and JobNotOver after ``timeout_s`` (None: no such limit); the
+        job then goes on, and both errors have its record as ``job``.
+        """
+        began_s = time.monotonic()
+        job = self._wait(self.submit(name, payload, **options)["id"], timeout_s, began_s)
+        if job["status"] != "completed":
+            raise JobFailed(job)
+        return job["result"]
+
+    def submit_many(self, jobs: Iterable[NewJob | Mapping[str, Any]]) -> Iterator[Submitted | Refused]:
         """Queue many; each is ``{"name", "payload"?, …}`` as for ``submit``, and what comes answers it, in order.
 
-        An answer is that of ``submit``, or ``{"error": problem}`` for a job that was refused. Nothing is sent before
-        the first answer is asked for; then as many at a time as a batch holds. When a call fails, the answers before
-        it stand, and the jobs of that call may or may not be queued: a ``unique_key`` makes it safe to send them again.
+        Nothing is sent before the first answer is asked for; then as many at a time as a batch holds. A batch is sent
+        again like a single job. When that does not help, the answers before it stand, and of its own jobs, those may be
+        queued or not that had no ``unique_key``.
         """
-        batch: list[bytes] = []
+        batch: list[tuple[bytes, bool]] = []
         size = 0
         for job in jobs:
-            raw = client_json.job(job)
+            keyed, is_ours = self._with_key(job)
+            raw = client_json.job(keyed)
             if batch and (len(batch) == LIMITS.batch_items or size + len(raw) + 1 > _BATCH_BYTES):
                 yield from self._batch(batch)
                 batch, size = [], 0
-            batch.append(raw)
+            batch.append((raw, is_ours))
             size += len(raw) + 1
         if batch:
             yield from self._batch(batch)
 
-    def _batch(self, jobs: list[bytes]) -> list[dict[str, Any]]:
-        return list(self._json("POST", "/jobs/batch", b'{"jobs":[' + b",".join(jobs) + b"]}")["jobs"])
+    def _batch(self, jobs: list[tuple[bytes, bool]]) -> Iterator[Submitted | Refused]:
+        body = b'{"jobs":[' + b",".join(raw for raw, _ in jobs) + b"]}"
+        answers = self._wire.json("POST", "/jobs/batch", body, is_repeatable=True)["jobs"]
+        for (_, is_ours), answer in zip(jobs, answers, strict=True):
+            yield _without_our_key(answer) if is_ours else answer
 
-    def job(self, job_id: str, wait_s: float | None = None) -> dict[str, Any]:
+    def _with_key(self, job: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+        """The job with a unique key, and whether that is ours; without patience nothing is sent twice, so none."""
+        if self._wire.patience_s <= 0 or job.get("unique_key") is not None:
+            return job, False
+        return {**job, "unique_key": f"client-{uuid4().hex}"}, True
+
+    def job(self, job_id: str, wait_s: float | None = None) -> Job:
         """The job's record; with ``wait_s`` (at most 60) as soon as the job is over, or after that many seconds."""
         query = "" if wait_s is None else f"?wait={wait_s:g}"
-        return self._json("GET", f"/jobs/{quote(job_id, safe='')}{query}", timeout_s=ANSWER_S + (wait_s or 0))
+        path = f"/jobs/{part(job_id)}{query}"
+        return cast("Job", self._wire.json("GET", path, timeout_s=ANSWER_S + (wait_s or 0)))
 
-    def jobs(self, **query: Any) -> dict[str, Any]:
-        """One page of jobs, newest first: ``{"jobs": [{"id", "name", "status", "created_at", …}], "cursor"}``.
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job's record as soon as it is over, however it ended; raises JobNotOver after ``timeout_s``."""
+        return self._wait(job_id, timeout_s, time.monotonic())
+
+    def _wait(self, job_id: str, timeout_s: float | None, began_s: float) -> Job:
+        while True:
+            left_s = _POLL_S if timeout_s is None else began_s + timeout_s - time.monotonic()
+            job = self.job(job_id, wait_s=min(left_s, _POLL_S) if left_s > 0 else None)
+            if job["status"] in _OVER:
+                return job
+            if left_s <= 0:
+                raise JobNotOver(job, timeout_s or 0)
+
+    def jobs(self, **query: Any) -> JobPage:
+        """One page of jobs, newest first.
 
         ``query``: status, function, cursor, limit; None counts as not given.
         """
-        return self._json("GET", _with_query("/jobs", query))
+        return cast("JobPage", self._wire.json("GET", with_query("/jobs", query)))
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        """Cancel the job; ``{"id", "status": "cancelled"}``."""
-        return self._json("DELETE", f"/jobs/{quote(job_id, safe='')}")
+    def cancel(self, job_id: str) -> Moved:
+        """Cancel the job; also when it is cancelled already."""
+        return cast("Moved", self._wire.json("DELETE", f"/jobs/{part(job_id)}"))
 
     def payload(self, job_id: str) -> bytes:
         """What the job is called with: JSON text as it was sent."""
-        return self._call("GET", f"/jobs/{quote(job_id, safe='')}/payload")
+        return self._wire.call("GET", f"/jobs/{part(job_id)}/payload")
 
     def logs(self, job_id: str) -> str:
         """What every attempt printed, oldest first."""
-        return self._call("GET", f"/jobs/{quote(job_id, safe='')}/logs").decode(errors="replace")
+        return self._wire.call("GET", f"/jobs/{part(job_id)}/logs").decode(errors="replace")
 
-    def follow_logs(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """What the job prints, as it prints it: ``{"event": "log", "attempt", "text"}``, from its first attempt on.
+    def follow_logs(self, job_id: str) -> Iterator[LogPiece | LogEnd]:
+        """What the job prints, as it prints it, from its first attempt on; at last how it ended.
 
-        The last one is ``{"event": "end", "id", "status"}``. Raises GatewayUnreachable when the gateway goes before
-        that; then follow it again.
+        When the gateway goes in between, the job is followed again for the client's patience, and nothing is told
+        twice; after that GatewayUnreachable.
         """
-        import requests
-
-        path = f"/jobs/{quote(job_id, safe='')}/logs?follow=1"
-        try:
-            with self._open().request(
-                *("GET", self.url + path), timeout=(CONNECT_S, ANSWER_S), stream=True, allow_redirects=False
-            ) as answer:
-                if answer.status_code >= 300:
-                    raw = self._read(answer)
-                    raise ApiError(answer.status_code, client_json.problem(answer.status_code, raw))
-                for event in client_json.events(answer.iter_content(None)):
-                    if event["event"] == "error":
-                        raise ApiError(503, event)
+        told: dict[int, int] = {}
+        patience = Patience(self._wire.patience_s)
+        while True:
+            began_s = time.monotonic()
+            try:
+                for event in self._follow(job_id, told):
                     yield event
                     if event["event"] == "end":
                         return
-        except requests.RequestException as e:
-            raise GatewayUnreachable(self._nobody(e)) from e
-        raise GatewayUnreachable(f"{self.url} ended before job {job_id} did; follow it again")
+                error: BananasError = GatewayUnreachable(f"{self.url} ended before job {job_id} did; follow it again")
+            except (GatewayUnreachable, ApiError) as e:
+                error = e
+            if time.monotonic() - began_s > self._wire.patience_s:
+                patience = Patience(self._wire.patience_s)  # it was there for long enough to be another outage
+            if not is_passing(error) or not patience.wait(getattr(error, "retry_after_s", None)):
+                raise error
+
+    def _follow(self, job_id: str, told: dict[int, int]) -> Iterator[LogPiece | LogEnd]:
+        """One stream, which tells everything again. ``told``: attempt → characters of it that the caller has."""
+        skip = dict(told)
+        for event in self._wire.events(f"/jobs/{part(job_id)}/logs?follow=1"):
+            if event["event"] == "error":
+                raise ApiError(503, event)
+            if event["event"] == "end":
+                yield cast("LogEnd", event)
+                return
+            if piece := _new_part(event, skip, told):
+                yield piece
 
     def invoke(
         self, name: str, payload: Payload = None, *, timeout_s: float | None = None, unique_key: str | None = None
     ) -> bytes:
         """Call the function and wait; returns the result's JSON text.
 
-        A second call with the same ``unique_key`` gets the result of the first one.
+        A second call with the same ``unique_key`` gets the result of the first one. Without a key it is sent again only
+        when it certainly did not begin.
 
         The gateway ends the call when the function's own timeout is over. ``timeout_s`` is when this side gives up;
         None asks the gateway for the function's timeout first and waits a little longer than that.
@@ -156,236 +202,28 @@ class Client:
             limits = self.function(name)["spec"]
             run_ms = int(limits.get("timeout_ms", 0)) + int(limits.get("init_timeout_ms", 0))
             timeout_s = run_ms / 1000 + LIMITS.sync_queue_s + MARGIN_S
-        headers = {} if unique_key is None else {"Idempotency-Key": unique_key}
-        path = f"/functions/{_part(name)}/invoke"
-        return self._call("POST", path, client_json.encode(payload), timeout_s=timeout_s, headers=headers)
-
-    # -- dead letters -----------------------------------------------------------------------------------------
-
-    def dead(self, **query: Any) -> dict[str, Any]:
-        """One page of failed jobs: ``{"letters": [{"id", "name", "reason", "error", "died_at", …}], "cursor"}``.
-
-        ``query``: function, reason, after, before (RFC 3339 with a zone), cursor, limit; None counts as not given.
-        """
-        return self._json("GET", _with_query("/dead", query))
-
-    def replay(self, job_id: str, payload: bytes | None = None, version: str = "current") -> dict[str, Any]:
-        """Put one failed job back, with another payload (JSON text) if one is given; ``{"id", "status"}``."""
-        body: dict[str, Any] = {"version": version}
-        if payload is not None:
-            body["payload"] = msgspec.Raw(payload)
-        return self._json("POST", f"/jobs/{quote(job_id, safe='')}/replay", msgspec.json.encode(body))
-
-    def replay_dead(self, **body: Any) -> dict[str, Any]:
-        """One call of ``POST /dead/replay``: ``{"moved": [id], "refused": [{"id", "code", "detail"}], "cursor"}``."""
-        return self._json("POST", "/dead/replay", client_json.given(body))
-
-    def purge_dead(self, **body: Any) -> dict[str, Any]:
-        """One call of ``POST /dead/purge``: ``{"purged": how many, "cursor"}``."""
-        return self._json("POST", "/dead/purge", client_json.given(body))
-
-    # -- functions and pools ----------------------------------------------------------------------------------
-
-    def functions(self) -> list[dict[str, Any]]:
-        """Every deployed function: ``{"name", "version", "spec", "bundles", "abi", "deployed_at", "running", …}``."""
-        return list(self._json("GET", "/functions")["functions"])
-
-    def function(self, name: str) -> dict[str, Any]:
-        """One of them; ApiError with the code ``unknown-function`` when it is not deployed."""
-        return self._json("GET", f"/functions/{_part(name)}")
-
-    def put_function(self, name: str, deployment: spec.Deployment) -> dict[str, Any]:
-        """Make this the version that new jobs run; ``{"name", "version", "changed"}``."""
-        return self._json("PUT", f"/functions/{_part(name)}", deployment.encode())
-
-    def versions(self, name: str, diff: str | None = None) -> dict[str, Any]:
-        """The kept versions, deployed last first: ``{"versions": […], "diff": …}``; ``diff`` is ``a..b`` or None."""
-        return self._json("GET", _with_query(f"/functions/{_part(name)}/versions", {"diff": diff}))
-
-    def rollback(self, name: str, version: str | None = None) -> dict[str, Any]:
-        """Back to a kept version, else to the one before; ``{"name", "version", "previous", "changed"}``."""
-        return self._json("POST", f"/functions/{_part(name)}/rollback", client_json.given({"version": version}))
-
-    def delete_function(self, name: str) -> None:
-        """Remove the function; its queued jobs still run."""
-        self._call("DELETE", f"/functions/{_part(name)}")
-
-    def pools(self) -> list[dict[str, Any]]:
-        """Every pool: ``{"name", "spec", "queued": {"high", …}, "processing", "runners", "waits_for_runner"}``."""
-        return list(self._json("GET", "/pools")["pools"])
-
-    def put_pool(self, name: str, pool: spec.PoolSpec) -> dict[str, Any]:
-        """Create or change a pool; ``{"name", "changed"}``."""
-        return self._json("PUT", f"/pools/{_part(name)}", pool.encode())
-
-    # -- schedules --------------------------------------------------------------------------------------------
-
-    def schedules(self) -> list[dict[str, Any]]:
-        """Every schedule: ``{"function", "cron", "tz", "paused", "last_slot", "next": [five slots], …}``."""
-        return list(self._json("GET", "/schedules")["schedules"])
-
-    def pause_schedule(self, function: str) -> dict[str, Any]:
-        """Let nothing fire until it is resumed; ``{"function", "paused", "changed"}``."""
-        return self._json("POST", f"/schedules/{_part(function)}/pause", b"{}")
-
-    def resume_schedule(self, function: str) -> dict[str, Any]:
-        """Let it go on from now; ``{"function", "paused", "changed"}``."""
-        return self._json("POST", f"/schedules/{_part(function)}/resume", b"{}")
-
-    # -- secrets ----------------------------------------------------------------------------------------------
-
-    def secrets(self) -> list[dict[str, Any]]:
-        """Every secret: ``{"name", "version", "updated_at", "functions"}``; never a value."""
-        return list(self._json("GET", "/secrets")["secrets"])
-
-    def put_secret(self, name: str, value: bytes) -> dict[str, Any]:
-        """Keep a value; ``{"name", "version", "changed"}``."""
-        raw = self._call("PUT", f"/secrets/{_part(name)}", value, media="application/octet-stream")
-        return client_json.decode(raw) or {}
-
-    def delete_secret(self, name: str) -> None:
-        """Forget a value; ApiError with the code ``secret-in-use`` while a deployed function needs it."""
-        self._call("DELETE", f"/secrets/{_part(name)}")
-
-    # -- tokens -----------------------------------------------------------------------------------------------
-
-    def tokens(self) -> list[dict[str, Any]]:
-        """Every API token: ``{"id", "name", "scopes", "functions", "created_at", "expires_at"}``; never its text."""
-        return list(self._json("GET", "/tokens")["tokens"])
-
-    def create_token(
-        self, name: str, scopes: Sequence[str], functions: Sequence[str] = (), expires_in: str | None = None
-    ) -> dict[str, Any]:
-        """A new token, with its text under ``token``."""
-        body = {"name": name, "scopes": scopes, "functions": functions, "expires_in": expires_in}
-        return self._json("POST", "/tokens", msgspec.json.encode(body))
-
-    def delete_token(self, token_id: str) -> None:
-        """Take a token back."""
-        self._call("DELETE", f"/tokens/{_part(token_id)}")
-
-    # -- runners and bundles ----------------------------------------------------------------------------------
-
-    def runtimes(self) -> dict[str, dict[str, Any]]:
-        """Runtime name → what runners run it with: ``{"image", "image_id", "python", "machine", "libc", "abi"}``."""
-        return dict(self._json("GET", "/runtimes")["runtimes"])
-
-    def runners(self) -> list[dict[str, Any]]:
-        """Every runner seen lately: ``{"id", "host", "pid", "pools", "seen_at", "started_at", "busy", "sandboxes"}``
-
-        where ``sandboxes`` maps ``pool/state`` to how many.
-        """
-        return list(self._json("GET", "/runners")["runners"])
-
-    def metrics(self) -> str:
-        """What ``/metrics`` tells: Prometheus text of this moment."""
-        return self._call("GET", "/metrics").decode()
-
-    def has_bundle(self, sha256: str) -> bool:
-        """True when the gateway has that archive, and will keep it for a while."""
-        try:
-            self._call("HEAD", f"/bundles/{sha256}")
-        except ApiError as e:
-            if e.status == 404:
-                return False
-            raise
-        return True
-
-    def put_bundle(self, sha256: str, data: bytes) -> None:
-        """Upload an archive under its SHA-256."""
-        # 50 MiB over a slow line: as long as it moves, no timeout strikes; then the gateway stores it.
-        self._call("PUT", f"/bundles/{sha256}", data, media="application/octet-stream", timeout_s=2 * ANSWER_S)
-
-    # -- the wire ---------------------------------------------------------------------------------------------
-
-    def _json(self, method: str, path: str, body: bytes | None = None, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-        raw = self._call(method, path, body, timeout_s=timeout_s)
-        answer = client_json.decode(raw)
-        if answer is None:
-            raise ApiError(502, {"title": f"{self.url} answered {method} {path} with something else than JSON"})
-        return answer
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        *,
-        media: str = "application/json",
-        timeout_s: float = ANSWER_S,
-        headers: Mapping[str, str] | None = None,
-    ) -> bytes:
-        """The answer's body; raises ApiError for a status of 400 and above."""
-        import requests
-
-        sent = {**({} if body is None else {"Content-Type": media}), **(headers or {})}
-        try:
-            with self._open().request(
-                *(method, self.url + path),
-                data=body,
-                headers=sent,
-                timeout=(CONNECT_S, timeout_s),
-                stream=True,
-                allow_redirects=False,
-            ) as answer:
-                raw = self._read(answer)
-        except requests.Timeout as e:
-            raise GatewayUnreachable(f"{self.url} did not answer {method} {path} within {timeout_s:g} s") from e
-        except requests.RequestException as e:
-            raise GatewayUnreachable(self._nobody(e)) from e
-        if answer.status_code >= 300:
-            raise ApiError(answer.status_code, client_json.problem(answer.status_code, raw))
-        return raw
-
-    def _open(self) -> requests.Session:
-        import requests
-
-        if self._session is None:
-            self._session = requests.Session()
-            # A proxy from the environment would be asked for its own loopback address.
-            self._session.trust_env = not self._is_loopback
-            if self._token:
-                # Not as a header of the session: those give way to a netrc entry of the host.
-                self._session.auth = self._authorize
-        return self._session
-
-    def _authorize(self, wanted: requests.PreparedRequest) -> requests.PreparedRequest:
-        wanted.headers["Authorization"] = f"Bearer {self._token}"
-        return wanted
-
-    def _read(self, answer: requests.Response) -> bytes:
-        parts, size = [], 0
-        for part in answer.iter_content(64 * 1024):
-            parts.append(part)
-            size += len(part)
-            if size > ANSWER_BYTES:
-                raise ApiError(502, {"title": f"{self.url} answered with more than {ANSWER_BYTES // MIB} MiB"})
-        return b"".join(parts)
-
-    def _nobody(self, error: Exception) -> str:
-        reason = "" if _is_refused(error) else f" ({_cause(error)})"
-        return f"no gateway answers at {self.url}{reason}; start one with `bananas up`, or set BANANAS_URL"
+        return self._wire.call(
+            *("POST", f"/functions/{part(name)}/invoke", client_json.encode(payload)),
+            timeout_s=timeout_s,
+            headers={} if unique_key is None else {"Idempotency-Key": unique_key},
+            is_repeatable=unique_key is not None,
+        )
 
 
-def _is_refused(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ConnectionRefusedError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _without_our_key(answer: dict[str, Any]) -> Any:
+    """An answer about a job with a key that nobody else has: what it is a duplicate of is itself."""
+    return {**answer, "duplicate": False} if "duplicate" in answer else answer
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost reason, which is the one that says something."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return str(error) or type(error).__name__
-
-
-def _part(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _with_query(path: str, query: Mapping[str, Any]) -> str:
-    given = urlencode({key: value for key, value in query.items() if value is not None})
-    return f"{path}?{given}" if given else path
+def _new_part(event: dict[str, Any], skip: dict[int, int], told: dict[int, int]) -> LogPiece | None:
+    """What was not told yet of a piece, when a stream began anew. ``skip``: characters left of each attempt to leave
+    out; ``told``: those that were told, which this adds to."""
+    attempt, text = event["attempt"], event["text"]
+    known = min(skip.get(attempt, 0), len(text))
+    if known:
+        skip[attempt] -= known
+        text = text[known:]
+    if not text:
+        return None
+    told[attempt] = told.get(attempt, 0) + len(text)
+    return {"event": "log", "attempt": attempt, "text": text}

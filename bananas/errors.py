@@ -13,18 +13,21 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
     │   ├── JobFinished · JobNotDead · VersionGone
     │   ├── UnknownSchedule · UnknownSecret · SecretInUse
-    │   └── Unauthorized · Forbidden · UnknownToken
+    │   └── Unauthorized · Forbidden · UnknownToken · BadSignature
     ├── Unavailable            try again later
-    │   ├── RedisUnavailable · QueueFull · NoLiveRunner · SecretKeyMissing
+    │   ├── RedisUnavailable · QueueFull · RateLimited · NoLiveRunner · SecretKeyMissing
     │   └── EngineUnavailable · GatewayUnreachable
     ├── SandboxError           the sandbox, not the function, went wrong
     │   ├── SandboxStartError · ProtocolError · SandboxDied
     │   └── ImageMissing · SecretUnavailable
-    └── ApiError               the gateway answered a client with a problem
+    ├── ApiError               the gateway answered a client with a problem
+    ├── JobFailed              the job that a client waited for did not complete
+    └── JobNotOver             it is not over within the time that the client gave it
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -155,6 +158,12 @@ class Forbidden(RequestError):
     code = "forbidden"
 
 
+class BadSignature(RequestError):
+    """The callback was not signed with this secret."""
+
+    code = "bad-signature"
+
+
 class UnknownToken(RequestError):
     """No token has that id."""
 
@@ -202,6 +211,12 @@ class QueueFull(Unavailable):
     """The queue is full."""
 
     code = "queue-full"
+
+
+class RateLimited(Unavailable):
+    """More jobs at a time than a rate allows."""
+
+    code = "rate-limited"
 
 
 class NoLiveRunner(Unavailable):
@@ -277,3 +292,35 @@ class ApiError(BananasError):
         super().__init__(str(detail), **problem)
         self.status = status
         self.problem = problem
+        #: Seconds after which the gateway wants to be asked again, if it says so.
+        self.retry_after_s: float | None = None
+
+
+class JobFailed(BananasError):
+    """The job is over and did not complete."""
+
+    code = "job-failed"
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        """``job`` is its record (``bananas.client_types.Job``)."""
+        reason = f" ({job['reason']})" if job.get("reason") else ""
+        error = job.get("error") or {}
+        what = f": {error.get('type')}: {error.get('message')}" if error else ""
+        tries = f"{job['attempts']} attempt{'s'[: job['attempts'] != 1]}"
+        super().__init__(f"job {job['id']} {job['status']}{reason} after {tries}{what}")
+        self.job = job
+
+
+class JobNotOver(BananasError):
+    """The job is not over yet."""
+
+    code = "job-not-over"
+    retryable = True
+
+    def __init__(self, job: Mapping[str, Any], timeout_s: float) -> None:
+        """``job`` is its record (``bananas.client_types.Job``)."""
+        job_id, status = job["id"], job["status"]
+        super().__init__(
+            f"job {job_id} is still {status} after {timeout_s:g} s; see it with `bananas jobs show {job_id}`"
+        )
+        self.job = job

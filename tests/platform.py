@@ -113,7 +113,7 @@ class Platform:
             **env,
         }
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = Client(self.url)
+        self.client = Client(self.url, patience_s=0)
         self.connections = Connections(redis_url)
         self.queue = Queue(self.connections)
         self.registry = Registry(self.connections)

@@ -96,12 +96,6 @@ def cli(ctx: click.Context, url: str | None) -> None:
     ctx.obj = url
 
 
-class JobFailed(errors.BananasError):
-    """The job is over and did not complete."""
-
-    code = "job-failed"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (see the module)."""
     try:
@@ -134,7 +128,7 @@ def _explain(error: errors.BananasError) -> int:
     print(f"error: {error}", file=sys.stderr)
     if isinstance(error, errors.GatewayUnreachable):
         return EXIT_UNREACHABLE
-    return EXIT_JOB_FAILED if isinstance(error, JobFailed) else EXIT_FAILED
+    return EXIT_JOB_FAILED if isinstance(error, errors.JobFailed) else EXIT_FAILED
 
 
 def _explain_answer(error: errors.ApiError) -> int:

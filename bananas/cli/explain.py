@@ -8,7 +8,7 @@ as it is.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,7 +95,7 @@ def explain_job(job_id: str, output: str) -> None:
         click.echo(line)
 
 
-def explain(record: dict[str, Any], turn: str | None = None) -> dict[str, Any]:
+def explain(record: Mapping[str, Any], turn: str | None = None) -> dict[str, Any]:
     """The explanation of a job's record, as ``-o json`` prints it; times are milliseconds, unknown ones None.
 
     ``turn`` says what is before a pending job that waits for nothing but its turn, when that is known.
@@ -118,7 +118,7 @@ def explain(record: dict[str, Any], turn: str | None = None) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def _attempt(attempt: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """One attempt of the history, with its words and the time that nothing else names."""
     timings = attempt.get("timings") or {}
     outcome, start = attempt["outcome"], attempt.get("start")
@@ -141,14 +141,14 @@ def _attempt(attempt: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _start_detail(attempt: dict[str, Any]) -> str:
+def _start_detail(attempt: Mapping[str, Any]) -> str:
     text = _STARTS.get(attempt["start"], str(attempt["start"]))
     if reason := attempt.get("start_reason"):
         text += f"; {_START_REASONS.get(reason, reason)}"
     return text + (f" (its use number {attempt['nth_use']})" if attempt.get("nth_use") else "")
 
 
-def _waits_for(record: dict[str, Any], turn: str | None) -> dict[str, str] | None:
+def _waits_for(record: Mapping[str, Any], turn: str | None) -> dict[str, str] | None:
     """What a job that is neither running nor over waits for."""
     if record["status"] == "scheduled":
         due = record.get("scheduled_for")
@@ -162,7 +162,7 @@ def _waits_for(record: dict[str, Any], turn: str | None) -> dict[str, str] | Non
     return {"what": "turn", "detail": turn or f"its turn in pool {record['pool']}"}
 
 
-def _failure(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _failure(record: Mapping[str, Any], attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Why a failed job failed, and what to do; None for others."""
     if record["status"] != "failed":
         return None
@@ -178,7 +178,7 @@ def _failure(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _turn(gateway: Client, record: dict[str, Any]) -> str | None:
+def _turn(gateway: Client, record: Mapping[str, Any]) -> str | None:
     """What is before it in its pool; None when the gateway does not tell us that."""
     from bananas.errors import ApiError
 

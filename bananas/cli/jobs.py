@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import rich_click as click
 
@@ -25,12 +24,12 @@ from bananas.cli.output import (
     time_option,
 )
 from bananas.job import JobState
-from bananas.settings import LIMITS
 from bananas.spec import MAX_RETRIES, PRIORITIES
 from bananas.units import parse_time_ms
 
 if TYPE_CHECKING:
     from bananas.client import Client
+    from bananas.client_types import Job, Submitted
 
 _OVER = ("completed", "failed", "cancelled")
 _key_option = click.option(
@@ -69,12 +68,12 @@ def invoke(
         from bananas.cli.local import call
 
         call(name, file, body)
-    with client() as gateway:
+    with client() as gateway, client() as asking:
         if is_async:
             return _submitted(gateway.submit(name, body, unique_key=unique_key), output)
         from bananas.cli.patience import Patience
 
-        with Patience(gateway.url, name):
+        with Patience(asking, name):
             result = gateway.invoke(name, body, unique_key=unique_key)
     click.echo(result.decode(errors="replace"))
     return 0
@@ -247,7 +246,8 @@ def _follow(gateway: Client, job_id: str, output: str) -> int:
             click.echo(json.dumps(event, ensure_ascii=False))
         elif event["event"] == "log":
             click.echo(event["text"], nl=False)
-        status = event.get("status", status)
+        if event["event"] == "end":
+            status = event["status"]
     return 0 if status == "completed" else 4
 
 
@@ -269,7 +269,7 @@ def cancel(job_id: str, output: str) -> None:
         click.echo(f"{answer['id']} {answer['status']}")
 
 
-def _submitted(job: dict[str, Any], output: str) -> int:
+def _submitted(job: Submitted, output: str) -> int:
     if output == "json":
         print_json(job)
     else:
@@ -277,32 +277,28 @@ def _submitted(job: dict[str, Any], output: str) -> int:
     return 0
 
 
-def _until_over(gateway: Client, job_id: str, wait_s: float) -> dict[str, Any]:
+def _until_over(gateway: Client, job_id: str, wait_s: float) -> Job:
     """The record at the job's end, or as it is after ``wait_s``."""
-    deadline_s = time.monotonic() + wait_s
-    while True:
-        left_s = deadline_s - time.monotonic()
-        record = gateway.job(job_id, wait_s=min(left_s, LIMITS.wait_s) if left_s > 0 else None)
-        if record["status"] in _OVER or left_s <= 0:
-            return record
+    from bananas.errors import JobNotOver
+
+    try:
+        return gateway.wait(job_id, wait_s)
+    except JobNotOver as e:
+        return cast("Job", e.job)
 
 
-def _print(record: dict[str, Any], output: str) -> None:
+def _print(record: Job, output: str) -> None:
     if output == "json":
         print_json(record)
     else:
         print_record(record)
 
 
-def _verdict(record: dict[str, Any], wait: str) -> int:
-    from bananas.cli import JobFailed
-    from bananas.errors import BananasError
+def _verdict(record: Job, wait: str) -> int:
+    from bananas.errors import JobFailed, JobNotOver
 
     if record["status"] == "completed":
         return 0
     if record["status"] not in _OVER:
-        raise BananasError(
-            f"job {record['id']} is still {record['status']} after {wait}; see it with `bananas jobs show`"
-        )
-    reason = f" ({record['reason']})" if record.get("reason") else ""
-    raise JobFailed(f"job {record['id']} {record['status']}{reason} after {record['attempts']} attempts")
+        raise JobNotOver(record, parse_time_ms(wait) / 1000)
+    raise JobFailed(record)

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -59,7 +59,8 @@ def client() -> Client:
     from bananas.client import Client
 
     context, settings = click.get_current_context(), Settings.from_env()
-    return Client((context and context.obj) or settings.url, settings.token)
+    # Whoever sits before it sees what is wrong sooner than a program would.
+    return Client((context and context.obj) or settings.url, settings.token, patience_s=0)
 
 
 def remove_each(names: Sequence[str], remove: Callable[[str], object], output: str) -> None:
@@ -72,7 +73,9 @@ def remove_each(names: Sequence[str], remove: Callable[[str], object], output: s
         print_json({"removed": list(names)})
 
 
-def pages(ask: Callable[[str | None, int], dict[str, Any]], key: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
+def pages(
+    ask: Callable[[str | None, int], Mapping[str, Any]], key: str, limit: int
+) -> tuple[list[dict[str, Any]], bool]:
     """Up to ``limit`` rows of a list that comes in pages, and whether there are more.
 
     ``ask`` gets the cursor and how many rows the page may have; the rows are under ``key`` of its answer.
@@ -200,7 +203,7 @@ def waits_for_runner(pool: dict[str, Any]) -> str:
     return f"{jobs} in pool {name} for a runner; start one with `bananas runner --pools {name}`"
 
 
-def print_record(record: dict[str, Any]) -> None:
+def print_record(record: Mapping[str, Any]) -> None:
     """A job's record for people: what it is, how it went, what came out."""
     facts = {
         "id": record["id"],
@@ -230,7 +233,7 @@ def print_record(record: dict[str, Any]) -> None:
         click.echo(f"\nresult    {json.dumps(record.get('result'), ensure_ascii=False)}")
 
 
-def _attempt(attempt: dict[str, Any]) -> Sequence[object]:
+def _attempt(attempt: Mapping[str, Any]) -> Sequence[object]:
     timings = attempt.get("timings") or {}
     times = (timings.get(name) for name in ("queued_ms", "run_ms", "total_ms"))
     return (

@@ -25,8 +25,9 @@ _LEAVE_S: Final = 5.0
 class Patience:
     """For the time of a call of ``function``."""
 
-    def __init__(self, url: str, function: str) -> None:
-        self._url = url
+    def __init__(self, gateway: Client, function: str) -> None:
+        """``gateway`` is a client of its own, since the other one is busy; whoever made it closes it."""
+        self._gateway = gateway
         self._function = function
         self._timer = threading.Timer(NOTE_S, self._tell)
         self._timer.daemon = True
@@ -44,9 +45,8 @@ class Patience:
 
     def _tell(self) -> None:
         try:
-            with Client(self._url) as gateway:  # the other one is busy
-                function = gateway.function(self._function)
-                pools = {pool["name"]: pool for pool in gateway.pools()}
+            function = self._gateway.function(self._function)
+            pools = {pool["name"]: pool for pool in self._gateway.pools()}
             click.echo(f"no answer yet: {why(function, pools[function['spec']['pool']])}", err=True)
         except (BananasError, KeyError) as e:
             click.echo(f"no answer yet, and nothing more is known: {e}", err=True)

@@ -15,6 +15,7 @@ from bananas.errors import ApiError, InvalidRequest
 
 if TYPE_CHECKING:
     from bananas.client import Client
+    from bananas.client_types import Job, JobOptions
 
 
 @click.command("replay")
@@ -46,7 +47,7 @@ def replay(job_id: str, current: bool, output: str) -> None:
         click.echo("the same job, back in the queue", err=True)
 
 
-def _put_back(gateway: Client, record: dict[str, Any], current: bool) -> dict[str, Any]:
+def _put_back(gateway: Client, record: Job, current: bool) -> dict[str, Any]:
     try:
         answer = gateway.replay(record["id"], version="current" if current else "same")
     except ApiError as e:
@@ -56,7 +57,7 @@ def _put_back(gateway: Client, record: dict[str, Any], current: bool) -> dict[st
     return {"id": answer["id"], "is_new": False, "replayed": record["id"], "status": answer["status"]}
 
 
-def _anew(gateway: Client, record: dict[str, Any], current: bool) -> dict[str, Any]:
+def _anew(gateway: Client, record: Job, current: bool) -> dict[str, Any]:
     """Submit a new job like that one; raises InvalidRequest when that job is not over or its version is another."""
     job_id = record["id"]
     if record["status"] not in ("completed", "cancelled"):
@@ -65,7 +66,7 @@ def _anew(gateway: Client, record: dict[str, Any], current: bool) -> dict[str, A
             f"`bananas jobs show {job_id} --wait 1m`, or end it with `bananas jobs cancel {job_id}`"
         )
     function = gateway.function(record["name"])
-    options: dict[str, Any] = {"priority": record["priority"]}
+    options: JobOptions = {"priority": record["priority"]}
     if function["version"] == record["version"]:
         options |= {"retries": record["max_retries"], "timeout": f"{record['timeout_ms']}ms"}
     elif not current:

@@ -168,7 +168,7 @@ class PlatformStorm:
             self._withdraw(sent.job.id)
 
     def _client(self, jobs: list[JobPlan], numbers: itertools.count[int], began_s: float, spread_s: float) -> None:
-        clients = [Client(f"http://127.0.0.1:{port}") for port in self.gateways]
+        clients = [Client(f"http://127.0.0.1:{port}", patience_s=0) for port in self.gateways]
         try:
             while (number := next(numbers)) < len(jobs):
                 time.sleep(max(0.0, began_s + spread_s * number / len(jobs) - time.monotonic()))  # the pace asked for
@@ -200,7 +200,7 @@ class PlatformStorm:
     def _withdraw(self, job_id: str) -> None:
         def is_cancelled() -> bool:
             for port in self.gateways:
-                with Client(f"http://127.0.0.1:{port}") as client:
+                with Client(f"http://127.0.0.1:{port}", patience_s=0) as client:
                     try:
                         client.cancel(job_id)
                     except errors.GatewayUnreachable:
@@ -226,7 +226,7 @@ class PlatformStorm:
             return [wait.result(timeout=deadline_s + 30) for wait in waits]
 
     def _await(self, port: int, sent: Sent, ends_s: float) -> str:
-        with Client(f"http://127.0.0.1:{port}") as client:
+        with Client(f"http://127.0.0.1:{port}", patience_s=0) as client:
             while True:
                 status = str(client.job(sent.job.id, wait_s=10)["status"])
                 if status in ("completed", "failed", "cancelled"):

@@ -44,7 +44,7 @@ def clients(storm: Storm) -> Iterator[list[Client]]:
         env = {"BANANAS_REDIS_URL": storm.redis.url, "BANANAS_PORT": str(port), "BANANAS_GATEWAY_WORKERS": "1"}
         args = [sys.executable, "-m", "tests.chaos.shifted", str(seconds), "gateway"]
         processes.append(Process(f"gateway{seconds}", args, env, storm.folder, "gateway listening"))
-        clients.append(Client(f"http://127.0.0.1:{port}"))
+        clients.append(Client(f"http://127.0.0.1:{port}", patience_s=0))
     yield clients
     for client, process in zip(clients, processes, strict=True):
         client.close()

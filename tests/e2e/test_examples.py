@@ -62,7 +62,7 @@ def app(base_image: RuntimeInfo) -> Iterator[App]:
     process = Process("dev", [sys.executable, "-m", "bananas", "dev"], settings, state, "gateway listening on")
     try:
         until(lambda: SETTLED in process.text or process.popen.poll() is not None, SETTLED_S, "the deploys to be over")
-        with Client(f"http://127.0.0.1:{port}") as client:
+        with Client(f"http://127.0.0.1:{port}", patience_s=0) as client:
             yield App(process, client, state / "s")
     finally:
         print(process.text[-6000:])

@@ -92,7 +92,7 @@ def test_200_follow_at_once_in_one_gateway_process(platform):
     job_id = platform.client.submit("slow", {"lines": 40, "pause_s": 0.25})["id"]
 
     def follow(_: int) -> tuple[str, str]:
-        with Client(platform.url) as client:
+        with Client(platform.url, patience_s=0) as client:
             events = list(client.follow_logs(job_id))
         return "".join(event.get("text", "") for event in events), events[-1]["event"]
 

@@ -46,7 +46,7 @@ class Stack:
         self.engine = engine
         self.id = f"bn-{run.id.rpartition('-')[2]}"
         self.port = free_port()
-        self.client = Client(f"http://localhost:{self.port}")
+        self.client = Client(f"http://localhost:{self.port}", patience_s=0)
         self.state = folder / "s"
         self._folder = folder
         self._base = base
@@ -160,7 +160,7 @@ class Load(threading.Thread):
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(name="load")
-        self._client = Client(stack.client.url)
+        self._client = Client(stack.client.url, patience_s=0)
         self._over = threading.Event()
         #: Payload → id of every job that was accepted.
         self.accepted: dict[int, str] = {}

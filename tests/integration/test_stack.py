@@ -74,7 +74,7 @@ class Bananas(Process):
         }
         command = [sys.executable, "-m", "bananas", mode, "-f", str(app)]
         super().__init__(mode, command, settings | env, app.parent, READY)
-        self.client = Client(f"http://127.0.0.1:{self.port}")
+        self.client = Client(f"http://127.0.0.1:{self.port}", patience_s=0)
         connections = Connections(env.get("BANANAS_REDIS_URL", f"unix://{self.state}/redis/redis.sock"))
         self.instance = Registry(connections).instance()
         connections.close()

@@ -39,7 +39,7 @@ class Neighbours:
 
     def _submit(self) -> None:
         try:
-            with Client(self._url) as client:
+            with Client(self._url, patience_s=0) as client:
                 while not self._stop.wait(PERIOD_S) or len(self.ids) < FEWEST:
                     self.ids.append(client.submit(self._function, len(self.ids))["id"])
         except Exception as e:  # told by the block's end
@@ -58,7 +58,7 @@ class Neighbours:
             return  # that is the failure to tell
         assert self._problem is None, self._problem
         assert not self._thread.is_alive()
-        with Client(self._url) as client:
+        with Client(self._url, patience_s=0) as client:
             for job in self.ids:
                 self._check(client.job(job, wait_s=DEADLINE_S))
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
 
@@ -57,6 +58,10 @@ class StubGateway:
     bodies: list[bytes] = field(default_factory=list)
     #: ``METHOD /path`` → what to answer instead.
     override: dict[str, Answer] = field(default_factory=dict)
+    #: For the next requests, one each: "lost" does what is asked and hangs up; an answer and its headers come instead.
+    faults: deque[Literal["lost"] | tuple[int, Any, dict[str, str]]] = field(default_factory=deque)
+    #: The headers of every request, in order.
+    headers: list[Mapping[str, str]] = field(default_factory=list)
     url: str = ""
 
     def record(self, job_id: str, **changed: Any) -> None:
@@ -229,9 +234,20 @@ def serving(gateway: StubGateway) -> Iterator[StubGateway]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             gateway.calls.append(f"{self.command} {self.path}")
             gateway.bodies.append(body)
-            status, content = gateway.answer(self.command, self.path, body)
+            gateway.headers.append(dict(self.headers))
+            fault = gateway.faults.popleft() if gateway.faults else None
+            more: dict[str, str] = {}
+            if isinstance(fault, tuple):
+                status, content, more = fault
+            else:
+                status, content = gateway.answer(self.command, self.path, body)
+            if fault == "lost":
+                self.close_connection = True
+                return
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
+            for name, value in more.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()
             if self.command != "HEAD":

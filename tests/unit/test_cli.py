@@ -172,7 +172,7 @@ def test_submit_with_wait_ends_with_the_job(gateway: StubGateway, bananas: Cli) 
     gateway.override["GET /jobs/job-1"] = 200, gateway.jobs["job-1"] | {"status": "pending"}
     done = bananas("jobs", "submit", "hello", "--wait", "50ms")
     assert done.code == 1
-    assert "error: job job-1 is still pending after 50ms" in done.err
+    assert "error: job job-1 is still pending after 0.05 s" in done.err
 
 
 def test_show_tells_a_jobs_story(gateway: StubGateway, bananas: Cli) -> None:

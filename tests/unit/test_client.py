@@ -25,7 +25,7 @@ def gateway() -> Iterator[StubGateway]:
 @pytest.fixture
 def client(gateway: StubGateway) -> Iterator[Client]:
     """Talks to it."""
-    with Client(gateway.url + "/") as client:
+    with Client(gateway.url + "/", patience_s=0) as client:
         yield client
 
 
@@ -119,7 +119,7 @@ def test_an_answer_that_is_not_ours_is_told_as_such(gateway: StubGateway, client
 
 def test_when_nothing_listens_the_error_says_what_to_do(free_port: int) -> None:
     """The address, and both ways on."""
-    with Client(f"http://127.0.0.1:{free_port}") as client, pytest.raises(GatewayUnreachable) as caught:
+    with Client(f"http://127.0.0.1:{free_port}", patience_s=0) as client, pytest.raises(GatewayUnreachable) as caught:
         client.runners()
     assert str(caught.value) == (
         f"no gateway answers at http://127.0.0.1:{free_port}; start one with `bananas up`, or set BANANAS_URL"
@@ -129,7 +129,7 @@ def test_when_nothing_listens_the_error_says_what_to_do(free_port: int) -> None:
 def test_a_name_that_does_not_resolve_says_why() -> None:
     """The reason is the innermost one."""
     with (
-        Client("http://gateway.invalid:80") as client,
+        Client("http://gateway.invalid:80", patience_s=0) as client,
         pytest.raises(GatewayUnreachable, match=r"80 \(.*\); start one"),
     ):
         client.runners()
@@ -143,7 +143,7 @@ def test_every_call_has_a_deadline() -> None:
         thread = threading.Thread(target=lambda: accepted.append(server.accept()[0]))
         thread.start()
         with (
-            Client(f"http://127.0.0.1:{port}") as client,
+            Client(f"http://127.0.0.1:{port}", patience_s=0) as client,
             pytest.raises(GatewayUnreachable, match=r"did not answer POST /functions/x/invoke within 0.2 s"),
         ):
             client.invoke("x", timeout_s=0.2)
@@ -168,7 +168,7 @@ def test_a_wrong_address_is_refused_at_once(url: str) -> None:
 
 def test_an_endless_answer_is_cut_off(gateway: StubGateway, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read into memory is bounded."""
-    monkeypatch.setattr("bananas.client.ANSWER_BYTES", 1000)
+    monkeypatch.setattr("bananas.client_wire.ANSWER_BYTES", 1000)
     gateway.override["GET /runners"] = (200, b" " * 2000)
     with pytest.raises(ApiError, match="answered with more than"):
         client.runners()

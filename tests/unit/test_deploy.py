@@ -58,7 +58,7 @@ def lines() -> list[str]:
 @pytest.fixture
 def run(app: Path, gateway: StubGateway, lines: list[str]) -> Iterator[Run]:
     """Deploys the app."""
-    with Client(gateway.url) as client:
+    with Client(gateway.url, patience_s=0) as client:
         yield lambda *only: deploy(client, load(app / "bananas.yaml", {}), set(only) or None, lines.append)
 
 
@@ -205,5 +205,5 @@ def test_what_the_gateway_refuses_is_told_by_function(gateway: StubGateway, run:
 
 def test_a_gateway_that_is_not_there_is_told_once(app: Path, free_port: int) -> None:
     """Not once for each function."""
-    with Client(f"http://127.0.0.1:{free_port}") as client, pytest.raises(GatewayUnreachable):
+    with Client(f"http://127.0.0.1:{free_port}", patience_s=0) as client, pytest.raises(GatewayUnreachable):
         deploy(client, load(app / "bananas.yaml", {}), None, lambda _: None)
