@@ -69,6 +69,8 @@ class Binding:
     egress: tuple[str, ...] | None = None
     #: Of an image of one's own: what to run instead of its own program; empty: that.
     command: tuple[str, ...] = ()
+    #: How many calls may run in it at once.
+    calls: int = 1
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -81,6 +83,7 @@ class Binding:
 class Invocation:
     """One call of a bound sandbox."""
 
+    #: Unique among the calls of the sandbox; not 0.
     call_id: int
     job_id: str
     attempt: int
@@ -127,7 +130,8 @@ class ExitInfo:
 class Sandbox(Protocol):
     """A started container with the shim in it. ``runner.sandbox.DockerSandbox``; ``bananas.testing.FakeSandbox``.
 
-    One owner at a time; ``bind`` exactly once, then ``invoke`` one call after the other.
+    ``bind`` exactly once, then ``invoke`` one call after the other, or up to ``Binding.calls`` at once, each from a
+    greenlet of its own. What ends it ends all of them.
     """
 
     id: str

@@ -13,20 +13,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import gevent
-import msgspec
 
-from bananas.errors import ConfigError, EngineUnavailable, ProtocolError, SandboxDied, SandboxError, SandboxStartError
+from bananas.errors import ConfigError, EngineUnavailable, SandboxStartError
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
 from runner import docker_driver, egress, framing
 from runner.access import Access
+from runner.answers import checked_json, clean_error
 from runner.bundles import BundleCache
+from runner.conversation import Conversation, OnLog, OnProgress
 from runner.docker_driver import Engine
 from runner.gpus import Lease
 from runner.relay import Relay
@@ -42,11 +41,6 @@ CONNECT_TIMEOUT_S = 20.0
 LOOK_S = 2.0
 #: From the order to end until everything in the sandbox is dead and its last words are read.
 END_TIMEOUT_S = 2
-#: The longest delay of a retry that is passed on; no policy's cap is longer.
-_LONGEST_RETRY_S = 1e9
-
-OnLog = Callable[[bytes], None]
-OnProgress = Callable[[bytes], None]
 
 
 class DockerSandbox:
@@ -69,19 +63,13 @@ class DockerSandbox:
         self._directory = directory
         self._container_id = container_id
         self._channel = channel
-        self._reader = framing.FrameReader(channel)
+        self._talk = Conversation(sandbox_id, channel)
         self._engine = engine
         self._bundles = bundles
         self._relay = relay
         self._lease = lease
-        #: What is being answered at the moment.
-        self._exchange = _Exchange(0, None)
         #: Set by the first terminate().
         self._exit: ExitInfo | None = None
-        #: What the shim's guard said of the end, if that came before terminate().
-        self._reported = ExitInfo()
-        #: True when the guard says that it killed the process because we hung up.
-        self._ordered = False
 
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
         """Link the code in, send ``init``, wait for ``ready``; returns the ms it took."""
@@ -100,14 +88,17 @@ class DockerSandbox:
             "log_bytes": LIMITS.log_bytes,
             "result_bytes": LIMITS.result_bytes,
         }
+        if binding.calls > 1:
+            meta["calls"] = binding.calls
+            self._talk.is_shared = True
         if self._relay is not None:
             self._relay.bind(binding.function, binding.egress)
         # Apart from the rest, so that nothing which shows a frame's meta can show them.
         secrets = {name: base64.b64encode(secret.value).decode() for name, secret in binding.secrets.items()}
-        self._send(framing.INIT, 0, meta, json.dumps(secrets).encode() if secrets else b"")
-        frame = self._read_until(0, (framing.READY, framing.ERROR), began + timeout_s, on_log)
+        init = framing.Frame(framing.INIT, 0, meta, json.dumps(secrets).encode() if secrets else b"")
+        frame = self._talk.ask(init, (framing.READY, framing.ERROR), began + timeout_s, on_log)
         if frame.kind == framing.ERROR:
-            raise HandlerLoadError(_clean_error(frame.meta))
+            raise HandlerLoadError(clean_error(frame.meta))
         return (time.monotonic() - began) * 1000
 
     def _put_code(self, binding: Binding) -> None:
@@ -119,20 +110,19 @@ class DockerSandbox:
     def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """One call; the deadline runs from the ``invoke`` frame."""
         began = time.monotonic()
-        self._exchange = _Exchange(call.call_id, on_progress)
         meta = {"job": call.job_id, "attempt": call.attempt, "timeout_ms": round(call.timeout_s * 1000)}
         if call.traceparent is not None:
             meta["traceparent"] = call.traceparent
+        ask = framing.Frame(framing.INVOKE, call.call_id, meta, call.payload)
         answers = (framing.RESULT, framing.ERROR)
         with self._relay.during(call.job_id, on_log) if self._relay is not None else nullcontext():
-            self._send(framing.INVOKE, call.call_id, meta, call.payload)
-            frame = self._read_until(call.call_id, answers, began + call.timeout_s, on_log)
+            frame = self._talk.ask(ask, answers, began + call.timeout_s, on_log, on_progress)
         run_ms = (time.monotonic() - began) * 1000
         reusable = frame.meta.get("reusable", True) is True
         why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]
         if frame.kind == framing.ERROR:
-            return CallReply(None, _clean_error(frame.meta), reusable, why_not, run_ms)
-        return CallReply(_checked_json(frame.body, "result", LIMITS.result_bytes), None, reusable, why_not, run_ms)
+            return CallReply(None, clean_error(frame.meta), reusable, why_not, run_ms)
+        return CallReply(checked_json(frame.body, "result", LIMITS.result_bytes), None, reusable, why_not, run_ms)
 
     @property
     def container_id(self) -> str:
@@ -163,10 +153,11 @@ class DockerSandbox:
         """Half-close: the guard in the sandbox kills it at once; read its last words; remove the container."""
         if self._exit is not None:
             return self._exit
-        self._exit = self._reported
-        self._exit = self._last_words(on_log or (lambda _: None))
+        self._exit = self._talk.exit
+        self._talk.finish(on_log or (lambda _: None), END_TIMEOUT_S)
+        self._exit = self._talk.exit
         self._channel.close()
-        if self._exit.status is None and not self._ordered and not self._exit.oom:
+        if self._exit.status is None and not self._talk.is_ordered and not self._exit.oom:
             # Killed, or no word from inside: then only the engine knows whether memory was the reason.
             exited = self._engine.wait_exit(self._container_id, END_TIMEOUT_S)
             if exited is not None and (exited.oom or self._exit.signal is None):
@@ -179,88 +170,6 @@ class DockerSandbox:
                 part.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         return self._exit
-
-    def _last_words(self, on_log: OnLog) -> ExitInfo:
-        deadline = time.monotonic() + END_TIMEOUT_S
-        try:
-            self._channel.half_close()
-            while True:
-                frame = self._reader.read(max(0.0, deadline - time.monotonic()))
-                if frame.kind == framing.LOG:
-                    self._exchange.log(frame)
-                    on_log(frame.body)
-                elif frame.kind == framing.PROGRESS:
-                    self._exchange.progress(frame)
-                elif frame.kind == framing.EXIT:
-                    self._reported = _exit_info(frame.meta)
-                    self._ordered = frame.meta.get("ordered") is True
-        except (SandboxError, TimeoutError, OSError):
-            return self._reported  # the end of the stream, or garbage in front of it: both are the end
-
-    def _send(self, kind: int, call_id: int, meta: dict[str, Any], body: bytes) -> None:
-        try:
-            self._channel.settimeout(END_TIMEOUT_S)
-            self._channel.sendall(framing.encode(kind, call_id, meta, body))
-        except OSError as e:
-            raise SandboxDied(f"sandbox {self.id} took no more input: {e}") from e
-
-    def _read_until(self, call_id: int, kinds: Sequence[int], deadline: float, on_log: OnLog) -> framing.Frame:
-        while True:
-            frame = self._reader.read(max(0.0, deadline - time.monotonic()))
-            if frame.kind == framing.LOG:
-                self._exchange.log(frame)
-                if frame.call_id == call_id:
-                    on_log(frame.body)
-            elif frame.kind == framing.PROGRESS:
-                self._exchange.progress(frame)
-            elif frame.kind == framing.EXIT:
-                self._reported = _exit_info(frame.meta)
-                raise SandboxDied(self._reported.describe())
-            elif frame.kind in kinds and frame.call_id == call_id:
-                return frame
-            else:
-                raise ProtocolError(f"sandbox {self.id} sent frame kind {frame.kind} for call {frame.call_id}")
-
-
-#: A frame without output only reports a cut, once in an exchange.
-_EMPTY_FRAMES = 16
-#: The shim sends 5 frames of progress per second, counted from its begin, however long nobody read them.
-_PROGRESS_FRAMES, _PROGRESS_FRAMES_PER_S = 16, 10
-
-
-class _Exchange:
-    """What an ``init`` or a call brings besides its answer, within bounds: the shim keeps to its caps, so more than
-    that is forged. Reading lets no other greenlet run while there is data, so this does, now and then.
-    """
-
-    def __init__(self, call_id: int, on_progress: OnProgress | None) -> None:
-        self._call_id = call_id
-        self._on_progress = on_progress
-        self._began_s = time.monotonic()
-        self._frames = 0
-        self._bytes = 0
-        self._empty = 0
-        self._told = 0
-
-    def log(self, frame: framing.Frame) -> None:
-        """Count a frame of output; raises ProtocolError when there are too many."""
-        self._frames += 1
-        self._bytes += len(frame.body)
-        self._empty += not frame.body
-        # Output of the exchange before may still be on its way, hence twice the cap.
-        if self._bytes > 2 * LIMITS.log_bytes or self._empty > _EMPTY_FRAMES:
-            raise ProtocolError(f"the sandbox sent more log frames than its cap of {LIMITS.log_bytes} bytes allows")
-        if self._frames % 64 == 0:
-            gevent.sleep(0)
-
-    def progress(self, frame: framing.Frame) -> None:
-        """Pass a frame of progress on; raises ProtocolError when it is none, or faster than the shim sends them."""
-        self._told += 1
-        if self._told > _PROGRESS_FRAMES + _PROGRESS_FRAMES_PER_S * (time.monotonic() - self._began_s):
-            raise ProtocolError(f"the sandbox told its progress {self._told} times, more often than its shim does")
-        if self._on_progress is None or frame.call_id != self._call_id:
-            raise ProtocolError(f"the sandbox told the progress of call {frame.call_id}, which does not run")
-        self._on_progress(_checked_json(frame.body, "progress", LIMITS.progress_bytes))
 
 
 class DockerSandboxFactory:
@@ -359,40 +268,3 @@ class DockerSandboxFactory:
             if part is not None:
                 part.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _exit_info(meta: dict[str, Any]) -> ExitInfo:
-    status, signal = meta.get("status"), meta.get("signal")
-    return ExitInfo(
-        status if isinstance(status, int) else None,
-        signal if isinstance(signal, int) else None,
-        meta.get("oom") is True,
-    )
-
-
-def _clean_error(meta: dict[str, Any]) -> dict[str, Any]:
-    """What user code may say of its error: known keys only, bounded, of the right types."""
-    error: dict[str, Any] = {
-        "type": str(meta.get("type") or "Error")[:200],
-        "message": str(meta.get("message") or "")[:4096],
-    }
-    if isinstance(meta.get("traceback"), str):
-        error["traceback"] = meta["traceback"][:16384]
-    if meta.get("permanent") is True:
-        error["permanent"] = True
-    retry_after = meta.get("retry_after_s")
-    if isinstance(retry_after, int | float) and not isinstance(retry_after, bool) and retry_after >= 0:
-        error["retry_after_s"] = float(min(retry_after, _LONGEST_RETRY_S))
-    return error
-
-
-def _checked_json(body: bytes, what: str, limit_bytes: int) -> bytes:
-    """The bytes, if they are JSON of a bearable size: user code may have written anything to the socket."""
-    if len(body) > limit_bytes:
-        raise ProtocolError(f"the sandbox sent a {what} of {len(body)} bytes, the limit is {limit_bytes}")
-    try:
-        body.decode("utf-8")
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as e:
-        raise ProtocolError(f"the sandbox sent a {what} that is not JSON, or nested too deeply: {e}") from e
-    return body
