@@ -93,6 +93,7 @@ class DeadLetters:
         interval_ms: int = 0,
         version: Literal["current", "same"] = "current",
         delay_ms: int = 0,
+        key: str = "",
     ) -> list[JobState | errors.BananasError]:
         """Put letters back into the queue, each ``interval_ms`` after the one before; the state or error of each.
 
@@ -100,11 +101,12 @@ class DeadLetters:
             payload: JSON text that replaces theirs; None keeps it.
             version: ``current`` runs the code and settings of now, ``same`` those that failed.
             delay_ms: from now until the first.
+            key: a letter that an earlier call with the same key put back is not put back again; its state is told.
         """
         if not ids:
             return []
         args = [version, delay_ms, interval_ms, LIMITS.queued_jobs, LIMITS.old_version_s * 1000]
-        answers = self._run("replay", *args, int(payload is not None), payload or b"", *ids)
+        answers = self._run("replay", *args, int(payload is not None), payload or b"", key, *ids)
         return [self._replayed(job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
 
     def replay_matching(

@@ -46,7 +46,8 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
 losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace`` (the last
 only when given) and ``log:<token>`` per attempt that printed. ``state`` is one of the API's or ``parked``, which
-the API calls pending; ``pseq`` is its number there. Members of ``parked:`` and ``called:`` are
+the API calls pending; ``pseq`` is its number there; ``rkey`` is the
+idempotency key of its last replay, if it had one. Members of ``parked:`` and ``called:`` are
 ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.

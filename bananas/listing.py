@@ -30,6 +30,8 @@ from bananas.spec import PRIORITIES
 
 #: Jobs that one page looks at.
 SCAN: Final = 1000
+#: Members of an index that are read at a time.
+_CHUNK: Final = 100
 #: Leases that are sorted for one page: far more than runners have places.
 _LEASES: Final = 50_000
 #: How far a lane is searched for the job at which the last page ended.
@@ -134,9 +136,9 @@ class JobLists:
         """The index of the question from the cursor on; read in chunks, as far as it is asked for."""
         match wanted.state:
             case JobState.FAILED:
-                return self._sorted("d", keys.DEAD, _position("d", cursor))
+                return self._one("d", keys.DEAD, _position("d", cursor))
             case JobState.SCHEDULED:
-                return self._sorted("s", keys.SCHEDULE, _position("s", cursor))
+                return self._one("s", keys.SCHEDULE, _position("s", cursor))
             case JobState.PROCESSING:
                 return self._leased(_position("l", cursor))
             case JobState.PENDING:
@@ -144,28 +146,51 @@ class JobLists:
         at = _position("c", cursor)
         names = [wanted.function] if wanted.function is not None else self.functions()
         visible = [keys.jobs(name) for name in names if wanted.may_see(name)]
-        # A first look at each, so that only lists that have something are read further.
-        size = max(1, min(100, SCAN // max(1, len(visible))))
-        lists = [self._sorted("c", key, at, size) for key in visible]
+        lists = [self._sorted("c", key, at, look) for key, look in zip(visible, self._looks(visible, at), strict=True)]
         return heapq.merge(*lists, key=lambda entry: _order(entry[0]), reverse=True) if lists else iter(())
 
-    def _sorted(self, kind: str, key: str, at: _Position | None, size: int = 100) -> Iterator[_Entry]:
-        """A sorted set from its end, below a position."""
-        start = 0 if at is None else self._below(key, at)
-        while chunk := self._redis.zrange(key, start, start + size - 1, desc=True, withscores=True):
-            for raw, score in chunk:
+    def _one(self, kind: str, key: str, at: _Position | None) -> Iterator[_Entry]:
+        [look] = self._looks([key], at)
+        return self._sorted(kind, key, at, look)
+
+    def _looks(self, names: Sequence[str], at: _Position | None) -> list[_Look]:
+        """A first look at each of many sorted sets, below a position: one round trip, or two from a position on.
+
+        It takes the fewer members the more sets there are, and enough that few of them are read again for one page.
+        """
+        starts = [0] * len(names) if at is None else self._below(names, at)
+        size = max(_CHUNK // 10, min(_CHUNK, SCAN // max(1, len(names))))
+        pipe = self._redis.pipeline(transaction=False)
+        for key, start in zip(names, starts, strict=True):
+            pipe.zrange(key, start, start + size - 1, desc=True, withscores=True)
+        return [_Look(start, size, found) for start, found in zip(starts, pipe.execute(), strict=True)]
+
+    def _below(self, names: Sequence[str], at: _Position) -> list[int]:
+        """In each sorted set the rank, counted from its end, of the first member that may be below a position."""
+        pipe = self._redis.pipeline(transaction=False)
+        for key in names:
+            pipe.zrevrank(key, at.name)
+            pipe.zscore(key, at.name)
+            pipe.zcount(key, f"({at.number}", "+inf")
+        told = pipe.execute()
+        return [
+            int(rank) + 1 if rank is not None and score == at.number else int(above)
+            for rank, score, above in zip(told[::3], told[1::3], told[2::3], strict=True)
+        ]
+
+    def _sorted(self, kind: str, key: str, at: _Position | None, look: _Look) -> Iterator[_Entry]:
+        """A sorted set from its end, below a position: what the look found, then what is behind it."""
+        while True:
+            for raw, score in look.found:
                 job_id = raw.decode()
                 if at is None or (int(score), job_id) < (at.number, at.name):
                     at = _Position(int(score), job_id)  # whatever comes in meanwhile shifts the ranks
                     yield f"{kind}~{int(score)}~{job_id}", job_id
-            start, size = start + len(chunk), 100
-
-    def _below(self, key: str, at: _Position) -> int:
-        """The rank, counted from the end, of the first member that may be below a position."""
-        rank = self._redis.zrevrank(key, at.name)
-        if rank is not None and self._redis.zscore(key, at.name) == at.number:
-            return int(rank) + 1
-        return int(self._redis.zcount(key, f"({at.number}", "+inf"))
+            if len(look.found) < look.size:
+                return
+            start = look.start + len(look.found)
+            found = self._redis.zrange(key, start, start + _CHUNK - 1, desc=True, withscores=True)
+            look = _Look(start, _CHUNK, found)
 
     def _leased(self, at: _Position | None) -> Iterator[_Entry]:
         """Jobs in execution by id: their deadlines change all the time."""
@@ -182,13 +207,23 @@ class JobLists:
         source, _, last = at.name.partition(":") if at else ("", "", "")
         if at is not None and source not in places:  # the pool or function is gone; those after it are not
             source, at = next((place for place in places if place > source), places[-1]), None
-        for place in places[places.index(source) if source else 0 :]:
+        for place in self._filled(places[places.index(source) if source else 0 :]):
             here = at.number if at is not None and place == source else 0
             read = self._lane if place.startswith("l.") else self._parked
             yield from read(place, here, last if here else "")
 
+    def _filled(self, places: Sequence[str]) -> list[str]:
+        """Those in which anything waits."""
+        pipe = self._redis.pipeline(transaction=False)
+        for place in places:
+            if place.startswith("l."):
+                pipe.llen(_lane_key(place))
+            else:
+                pipe.zcard(keys.parked(place[2:]))
+        return [place for place, size in zip(places, pipe.execute(), strict=True) if size]
+
     def _lane(self, place: str, seen: int, last: str) -> Iterator[_Entry]:
-        key = keys.PREFIX + "lane:" + place[2:].replace(".", ":")
+        key = _lane_key(place)
         if last:
             found = self._redis.lpos(key, last, rank=-1, maxlen=_SEARCH)
             if isinstance(found, int):
@@ -213,6 +248,15 @@ class JobLists:
 
 
 @dataclass(frozen=True, slots=True)
+class _Look:
+    """What one read of a sorted set brought: at most ``size`` members and their scores, from a rank on."""
+
+    start: int
+    size: int
+    found: Sequence[tuple[bytes, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Position:
     number: int
     name: str
@@ -227,6 +271,10 @@ def _position(kind: str, cursor: str | None) -> _Position | None:
             f"{cursor[:60]!r} is not a cursor of this list; use that of the last answer with the same status, or none"
         )
     return _Position(int(match[2]), match[3])
+
+
+def _lane_key(place: str) -> str:
+    return keys.PREFIX + "lane:" + place[2:].replace(".", ":")
 
 
 def _order(place: str) -> tuple[int, str]:

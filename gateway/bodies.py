@@ -28,13 +28,13 @@ TRACE_HEADER: Final = "traceparent"
 #: A delay beyond this is a typing error.
 _MAX_DELAY_MS: Final = 3650 * spec.DAY_MS
 _MIN_TIMEOUT_MS: Final = 100
+_TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 #: W3C's trace context, of version 00 and, as far as it is known, of later ones.
-_TRACE: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-[!-~]{1,200})?"
-)
+_TRACE: Final = rf"(00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-[!-~]{{1,200}})?)"
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 Time = str | int | float
+Trace = Annotated[str, msgspec.Meta(pattern=rf"^{_TRACE}(?![\s\S])")]
 #: Without spaces at its ends, which a header would lose.
 UniqueKey = Annotated[str, msgspec.Meta(pattern=r"^[!-~]([ -~]*[!-~])?(?![\s\S])", max_length=LIMITS.unique_key_chars)]
 _KEY_RULE: Final = f"1 to {LIMITS.unique_key_chars} printable ASCII characters without spaces at its ends"
@@ -53,6 +53,8 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
     timeout: Time | None = None
     expires_after: Time | None = None
     unique_key: UniqueKey | None = None
+    #: Wins over the request's header, which stands for all jobs of a batch.
+    traceparent: Trace | None = None
     #: Known, so that it is told apart from typing errors, but refused until a release supports it.
     callback_url: Any = msgspec.UNSET
 
@@ -68,6 +70,7 @@ _WANTED: Final = {
     "timeout": 'a time such as "30s" or a number of seconds',
     "expires_after": 'a time such as "10m" or a number of seconds',
     "unique_key": _KEY_RULE,
+    "traceparent": "a W3C trace context such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 }
 _SUBMIT: Final = Form(SubmitBody, _WANTED, '{"name": "hello", "payload": {}}', not_yet=("callback_url",))
 _CHECK = msgspec.json.Decoder(msgspec.Raw).decode
@@ -78,7 +81,7 @@ def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None =
 
     Args:
         header_key: the request's ``Idempotency-Key``, if it has one.
-        traceparent: the request's trace context, as ``trace`` lets it through.
+        traceparent: the request's trace context, as ``trace`` lets it through; for a body without one.
     """
     body = _SUBMIT.decode(raw)
     _check_name(body.name)
@@ -98,7 +101,7 @@ def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None =
         run_at_ms=None if body.run_at is None else max(0, round(body.run_at.timestamp() * 1000)),
         expires_after_ms=_optional_ms("expires_after", body.expires_after, 1, _MAX_DELAY_MS),
         unique_key=_one_key(body.unique_key, checked_key(header_key)),
-        traceparent=traceparent,
+        traceparent=body.traceparent or traceparent,
     )
 
 
@@ -114,10 +117,7 @@ def checked_key(header: str | None) -> str | None:
 
 def trace(header: str | None) -> str | None:
     """The request's ``traceparent``; None without one and, as W3C wants it, for what is none."""
-    match = _TRACE.fullmatch(header or "")
-    if match is None or (match[0].startswith("00") and match["more"]):
-        return None
-    return match[0]
+    return header if header is not None and re.fullmatch(_TRACE, header) else None
 
 
 def _one_key(in_body: str | None, in_header: str | None) -> str | None:

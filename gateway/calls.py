@@ -186,6 +186,7 @@ CALLS: Final = (
         *("POST", "/jobs/{job_id}/replay", "dead.replay_one", "Put a failed job back into the queue"),
         {202: Answer(shapes.Moved, JSON, ("Location",))},
         body=Body(_documented(letters.OneBody), is_optional=True),
+        headers=_KEY,
         problems=(*_JOB, *_NEW, "job-not-dead", "version-gone"),
     ),
     Call(
@@ -198,6 +199,7 @@ CALLS: Final = (
         *("POST", "/dead/replay", "dead.replay", "Put failed jobs back, by ids or by filter"),
         _ok(shapes.Replayed),
         body=Body(letters.ReplayBody),
+        headers=_KEY,
         problems=("invalid-request",),
     ),
     Call(

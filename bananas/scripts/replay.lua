@@ -6,11 +6,12 @@
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 'current' (the function's version and settings of now) or 'same' (those of the failed attempts),
 --          3 ms until the first, 4 ms between two, 5 most queued jobs, 6 ms that an old version is kept for,
---          7 1 when there is a payload, 8 payload, then ids
+--          7 1 when there is a payload, 8 payload, 9 idempotency key or '', then ids
 -- derived  job:<id>, fn:<function>, version:<function>@<version>, lane:<pool>:<priority>, bell:<pool>, parked:<function>
 --          (read), unique:<function>:<key>
 -- returns  {{'ok', state} | {'missing'} | {'not_dead', state} | {'unknown_function', function}
---          | {'version_gone', function, version} | {'full', pool, queued} per id}
+--          | {'version_gone', function, version} | {'full', pool, queued} per id}; 'ok' also for one that a call with
+--          the same key put back before, which changes nothing
 local now = now_ms()
 local mode, delay, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
@@ -28,8 +29,9 @@ end
 
 local function replay(id, due)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio', 'uniq')
+  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio', 'uniq', 'rkey')
   if not j[1] then return {'missing'} end
+  if ARGV[9] ~= '' and j[7] == ARGV[9] then return {'ok', j[1]} end
   if j[1] ~= 'failed' then return {'not_dead', j[1]} end
   local queued = queued_in(j[4], j[2])
   if queued >= limit then return {'full', j[4], queued} end
@@ -43,6 +45,7 @@ local function replay(id, due)
   redis.call('HDEL', key, 'progress', 'pseq')
   if j[6] and j[6] ~= '' then unique_again(key, id, state) end
   if ARGV[7] == '1' then redis.call('HSET', key, 'payload', ARGV[8]) end
+  if ARGV[9] ~= '' then redis.call('HSET', key, 'rkey', ARGV[9]) end
   count('replayed')
   if state == 'scheduled' then
     schedule_push(j[4], id, due)
@@ -53,7 +56,7 @@ local function replay(id, due)
 end
 
 local answers, due = {}, now + delay
-for i = 9, #ARGV do
+for i = 10, #ARGV do
   local answer = replay(ARGV[i], due)
   if answer[1] == 'ok' then due = due + interval end
   answers[#answers + 1] = answer

@@ -8,7 +8,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from bananas.dead_letters import DeadLetter, DeadLetters
-from bananas.errors import BananasError, UnknownJob
+from bananas.errors import BananasError, InvalidRequest, UnknownJob
 from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
@@ -52,7 +52,7 @@ class DeadRoutes:
         payload = bytes(body.payload)
         if len(payload) > LIMITS.payload_bytes:
             raise too_large("payload", len(payload), LIMITS.payload_bytes)
-        [state] = self._dead.replay([job_id], payload or None, version=body.version)
+        [state] = self._dead.replay([job_id], payload or None, version=body.version, key=_key())
         if isinstance(state, UnknownJob):
             self._queue.show(job_id)  # knows whether it ever was
         if isinstance(state, BananasError):
@@ -65,9 +65,11 @@ class DeadRoutes:
         letters.check_choice(body, "replay")
         if body.ids is not None:
             ids = list(dict.fromkeys(body.ids))
-            answers = self._dead.replay(ids, None, body.interval_ms, body.version)
+            answers = self._dead.replay(ids, None, body.interval_ms, body.version, key=_key())
             refused = {i: e for i, e in zip(ids, answers, strict=True) if isinstance(e, BananasError)}
             return _moved([job_id for job_id in ids if job_id not in refused], refused, None)
+        if _key():
+            raise InvalidRequest(f"{bodies.KEY_HEADER} is for a replay by ids; a call by filter goes on where it stood")
         now_ms = self._registry.now_ms()
         at = letters.position(body.cursor, now_ms)
         wanted = letters.until(body.wanted(), at.before_ms)
@@ -87,6 +89,11 @@ class DeadRoutes:
         done = self._dead.purge_matching(letters.until(body.wanted(), at.before_ms), at.cursor, body.limit)
         cursor = None if done.cursor is None else str(replace(at, cursor=done.cursor))
         return json_answer({"purged": len(done.moved), "cursor": cursor})
+
+
+def _key() -> str:
+    """What makes a replay that is sent again the first one; empty without it. Raises InvalidRequest."""
+    return bodies.checked_key(request.headers.get(bodies.KEY_HEADER)) or ""
 
 
 def _moved(moved: list[str], refused: dict[str, BananasError], cursor: str | None) -> Response:

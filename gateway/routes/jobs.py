@@ -8,8 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.routing import BaseConverter
 
-from bananas.errors import InvalidRequest, UnknownJob
-from bananas.job import Enqueued, NewJob
+from bananas.errors import InvalidRequest, JobFinished, UnknownJob
+from bananas.job import Enqueued, JobState, NewJob
 from bananas.listing import JobLists, Question
 from bananas.queue import Queue
 from bananas.registry import Registry
@@ -87,7 +87,8 @@ class JobRoutes:
         """One answer for each job: 202 when all were taken, else 207."""
         if bodies.KEY_HEADER in request.headers:
             raise InvalidRequest(f"{bodies.KEY_HEADER} cannot stand for a batch; give each of its jobs a unique_key")
-        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), auth.require_function)
+        trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
+        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), auth.require_function, trace)
         body, status = batch.answer(batch.submit(self._queue, items), _public, self._registry.names)
         return json_answer(body, status)
 
@@ -119,9 +120,13 @@ class JobRoutes:
             waiter.wait(seconds)
 
     def cancel(self, job_id: str) -> Response:
-        """Cancel it wherever it is."""
+        """Cancel it wherever it is; one that is cancelled already stays so, as for a client that asks again."""
         self._check(job_id)
-        self._queue.cancel(job_id)
+        try:
+            self._queue.cancel(job_id)
+        except JobFinished as e:
+            if e.details["status"] != JobState.CANCELLED.value:
+                raise
         return json_answer({"id": job_id, "status": "cancelled"})
 
     def payload(self, job_id: str) -> Response:

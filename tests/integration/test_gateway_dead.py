@@ -228,3 +228,30 @@ def test_all_letters_are_meant_only_when_it_is_said(client, player, verb):
     assert_problem(send(client, "POST", "/dead/purge", {"per_second": 1}), 422, "invalid-request", "unknown key")
     assert_problem(send(client, "POST", "/dead/replay", {"all": True, "per_second": 0}), 422, "invalid-request", "per_")
     assert len(client.get("/dead").get_json()["letters"]) == 2
+
+
+def test_a_replay_that_is_sent_again_with_its_key_is_told_what_became_of_the_first(client, player):
+    """Wherever the job is meanwhile, also dead again; another key, or none, means another replay."""
+    [letter, other] = die(player, 2)
+    key = {"Idempotency-Key": "replay-1"}
+
+    def again(path: str, body: dict[str, object], **headers: str):
+        return client.post(path, json=body, headers=headers)
+
+    path = f"/jobs/{letter}/replay"
+    assert again(path, {}, **key).get_json() == {"id": letter, "status": "pending"}
+    for _ in range(2):
+        assert (again(path, {}, **key).status_code, again(path, {}, **key).get_json()["status"]) == (202, "pending")
+    assert_problem(again(path, {}), 409, "job-not-dead")
+    assert_problem(again(path, {}, **{"Idempotency-Key": "replay-2"}), 409, "job-not-dead")
+    assert player.queue.counts().counters["replayed"] == 1
+    player.settle(player.claim(), Outcome.PERMANENT, error={"type": "ValueError", "message": "boom"})
+    assert again(path, {}, **key).get_json()["status"] == "failed"
+    both = {"ids": [letter, other]}
+    many = {"Idempotency-Key": "many"}
+    for _ in range(2):
+        assert again("/dead/replay", both, **many).get_json() == {"moved": both["ids"], "refused": [], "cursor": None}
+    assert player.queue.counts().counters["replayed"] == 3
+    refused = again("/dead/replay", {"all": True}, **many)
+    assert_problem(refused, 422, "invalid-request", "is for a replay by ids")
+    assert_problem(again(path, {}, **{"Idempotency-Key": "é"}), 422, "invalid-request")

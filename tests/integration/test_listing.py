@@ -185,3 +185,28 @@ def test_a_job_sent_twice_is_listed_once(lists, queue):
     queue.enqueue(job)
     queue.enqueue(NewJob("hello", b"1", unique_key="k"))
     assert every(lists, 100) == [job.id]
+
+
+@pytest.mark.parametrize("state", [None, JobState.PENDING, JobState.COMPLETED])
+def test_a_page_of_all_functions_costs_few_round_trips(player, connections, state):
+    """However many functions there are; also the pages after the first."""
+    names = [f"f{n}" for n in range(60)]
+    for name in names:
+        player.deploy(name)
+        enqueue(player.queue, 1, name)
+    lists, trips = JobLists(connections), []
+    send = connections.commands.connection_pool.get_connection
+
+    def counted(*args: object, **kwargs: object) -> object:
+        trips.append(args)
+        return send(*args, **kwargs)
+
+    connections.commands.connection_pool.get_connection = counted
+    try:
+        first = lists.page(Question(state), None, 20)
+        again = lists.page(Question(state), first.cursor, 20) if first.cursor else first
+    finally:
+        connections.commands.connection_pool.get_connection = send
+    if state is not JobState.COMPLETED:
+        assert (len(first.jobs), len(again.jobs)) == (20, 20)
+    assert 1 <= len(trips) <= 16

@@ -29,6 +29,22 @@ def test_a_job_keeps_the_trace_context_of_its_submit(client, player, connections
     assert not connections.commands.hexists(keys.job(plain.id), "trace")
 
 
+def test_each_job_of_a_batch_may_have_a_trace_context_of_its_own(client, player):
+    """The header stands for the others; in a body, what is none is an error."""
+    others = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    jobs = [{"name": "hello", "traceparent": TRACE}, {"name": "hello"}, {"name": "hello", "traceparent": None}]
+    client.post("/jobs/batch", json={"jobs": jobs}, headers={"traceparent": others})
+    assert [player.claim().traceparent for _ in jobs] == [TRACE, others, others]
+    wrong = {"name": "hello", "traceparent": TRACE + "-more"}
+    answer = client.post("/jobs/batch", json={"jobs": [wrong]}).get_json()["jobs"][0]["error"]
+    assert (answer["code"], answer["detail"][:44]) == (
+        "invalid-request",
+        "traceparent must be a W3C trace context such",
+    )
+    send(client, "POST", "/jobs", {"name": "hello", "traceparent": others})
+    assert player.claim().traceparent == others
+
+
 @pytest.mark.parametrize(
     ("header", "kept"),
     [
