@@ -10,9 +10,21 @@ from typing import Any, Final
 import msgspec
 
 from bananas import errors, keys
-from bananas.job import Attempt, Claim, DeadReason, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
+from bananas.job import (
+    Attempt,
+    CallbackState,
+    Claim,
+    DeadReason,
+    Enqueued,
+    JobRecord,
+    JobState,
+    NewJob,
+    Reply,
+    Settlement,
+)
 from bananas.settings import LIMITS
 from bananas.spec import RetrySpec
+from bananas.units import show_rate
 
 _RETRY = msgspec.json.Decoder(RetrySpec)
 #: How the scripts call a pending job that waits for its function's ``max_concurrency``.
@@ -21,6 +33,7 @@ _PARKED: Final = "parked"
 RECORD: Final = (
     *("fn", "ver", "pool", "prio", "state", "created", "due", "claimed", "finished", "token", "failures", "losses"),
     *("maxr", "timeout", "reason", "result", "error", "hist", "progress", "expires"),
+    *("cb", "cbstate", "cbtries", "cberr"),
 )
 
 
@@ -31,7 +44,8 @@ def state_of(text: str) -> JobState:
 
 def job_args(job: NewJob) -> list[Any]:
     """A job as ``enqueue.lua`` takes it."""
-    optional = (job.run_at_ms, job.expires_after_ms, job.reply_to, job.unique_key, job.traceparent)
+    optional = (job.run_at_ms, job.expires_after_ms, job.reply_to, job.unique_key, job.traceparent, job.callback_url)
+    meter = job.meter
     return [
         job.id,
         job.function,
@@ -39,6 +53,7 @@ def job_args(job: NewJob) -> list[Any]:
         *("" if value is None else value for value in (job.pool, job.priority, job.timeout_ms, job.max_retries)),
         job.delay_ms,
         *("" if value is None else value for value in optional),
+        *(("", "", "") if meter is None else (meter.token, meter.rate.interval_ms, meter.rate.most)),
     ]
 
 
@@ -54,7 +69,24 @@ def enqueued(job: NewJob, answer: list[Any]) -> Enqueued | errors.BananasError:
             return errors.UnknownPool(f"{job.function!r} may not run in pool {job.pool!r}; it allows {names}")
         case ["full", pool, queued]:
             return queue_full(pool, queued)
+        case ["callbacks_full", untold]:
+            return errors.QueueFull(
+                f"{untold} callbacks are not told yet, the limit is {LIMITS.callbacks}; submit later, or without "
+                "callback_url"
+            )
+        case ["limited", scope, name, wait_ms, interval_ms, burst]:
+            return _rate_limited(scope, name, int(wait_ms), float(interval_ms), int(burst))
     raise AssertionError(f"a script answered {answer!r}")
+
+
+def _rate_limited(scope: str, name: str, wait_ms: int, interval_ms: float, burst: int) -> errors.RateLimited:
+    rate = show_rate(interval_ms)
+    return errors.RateLimited(
+        f"{scope} {name} may have {rate} jobs, {burst} at once; the next one in {wait_ms} ms",
+        scope=scope,
+        limit=f"{rate}, burst {burst}",
+        retry_after_ms=wait_ms,
+    )
 
 
 def queue_full(pool: str, queued: int | str) -> errors.QueueFull:
@@ -142,7 +174,16 @@ def record(job_id: str, values: list[Any]) -> JobRecord | None:
         history=f["hist"].split(b"\n") if f["hist"] else [],
         progress=f["progress"] or None,
         is_parked=f["state"].decode() == _PARKED,
+        callback=_callback(f),
     )
+
+
+def _callback(f: dict[str, Any]) -> CallbackState | None:
+    if f["cb"] is None:
+        return None
+    error = (f["cberr"] or b"").decode()
+    status = (f["cbstate"] or b"waiting").decode()
+    return CallbackState(f["cb"].decode(), status, int(f["cbtries"] or 0), error or None)
 
 
 def in_short(job_id: str, f: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Literal
 from uuid import UUID
 
-from bananas.spec import Priority, RetrySpec
+from bananas.spec import Priority, RateSpec, RetrySpec
 
 
 class JobState(StrEnum):
@@ -62,6 +62,14 @@ def new_job_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Meter:
+    """The rate of the API token that a job came with."""
+
+    token: str
+    rate: RateSpec
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to enqueue. None means: what the function says."""
 
@@ -86,6 +94,10 @@ class NewJob:
     unique_key: str | None = None
     #: W3C trace context of the caller, handed to the handler.
     traceparent: str | None = None
+    #: Where the job's end is told, as ``bananas.webhooks.checked_url`` lets it through.
+    callback_url: str | None = None
+    #: What the job counts against, beside the rate of its function.
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,18 @@ class Claim:
     result_ttl_ms: int
     #: W3C trace context that the job was submitted with.
     traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackState:
+    """What became of telling a job's end to its ``callback_url``."""
+
+    url: str
+    #: ``waiting`` for the end, ``pending``, ``delivered`` or ``failed``.
+    status: str
+    #: Since the job's latest end.
+    tries: int
+    last_error: str | None
 
 
 Action = Literal["complete", "retry", "dead", "back"]
@@ -210,6 +234,7 @@ class JobRecord:
     progress: bytes | None = None
     #: True while it waits for its function's ``max_concurrency``; its state is then ``pending``.
     is_parked: bool = False
+    callback: CallbackState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``called:<function>`` | ZSET | those of them that are back in their lanes and not claimed yet | empties itself |
 | ``park:seq`` | STRING | numbers the parked | for ever |
 | ``expiring`` | ZSET | id → by when (Unix ms) its first attempt must have begun | empties itself |
+| ``callbacks`` | ZSET | id → when its end is told (Unix ms), or the lease of who tells it | at most a day |
+| ``callbacks:bell`` | ZSET | one member while somebody should look at them | empties itself |
+| ``rate:token:<id>`` · ``rate:function:<function>`` | STRING | when its bucket is full (Unix ms) | until then |
 | ``unique:<function>:<key>`` | STRING | the first job with that unique key | the job's life, at least 24 h |
 | ``schedules`` | SET | functions with a schedule | |
 | ``cron:<function>`` | HASH | its schedule, see below | until removed |
@@ -46,9 +49,10 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
 losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace`` (the last
 only when given) and ``log:<token>`` per attempt that printed. ``state`` is one of the API's or ``parked``, which
-the API calls pending; ``pseq`` is its number there; ``rkey`` is the
-idempotency key of its last replay, if it had one. Members of ``parked:`` and ``called:`` are
-``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
+the API calls pending; ``pseq`` is its number there; ``rkey`` is the idempotency key of its last replay. Members of
+``parked:`` and ``called:`` are ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
+With a callback: ``cb`` its URL, ``cbend`` counts the job's ends, ``cbstate`` (pending, delivered, failed), ``cbtries``
+and ``cberr``, the last try's error.
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.
 
@@ -64,7 +68,9 @@ Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retrie
 ``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py`` ·
 ``egress:<pool>:<verdict>`` connections out of sandboxes · ``egress_bytes:<pool>:<direction>`` ·
 ``cron_fired:<function>`` ``cron_skipped:<function>`` ``cron_missed:<function>`` slots of its schedule ·
-``cron_lag:<function>`` ms, how late the last one fired.
+``cron_lag:<function>`` ms, how late the last one fired · ``refused:<function>:<reason>`` jobs that were not taken
+(``queue_full``, ``callbacks_full``, ``token_rate``, ``function_rate``) · ``callback:<function>:<verdict>`` tries to
+tell an end (``delivered``, ``again``, ``failed`` for good) · ``callbacks_lost`` ends whose record went before.
 """
 
 from __future__ import annotations
@@ -91,6 +97,8 @@ INSTANCE: Final = PREFIX + "instance"
 EXPIRING: Final = PREFIX + "expiring"
 SCHEDULES: Final = PREFIX + "schedules"
 UNLISTED: Final = PREFIX + "unlisted"
+CALLBACKS: Final = PREFIX + "callbacks"
+CALLBACKS_BELL: Final = PREFIX + "callbacks:bell"
 
 #: Upper bounds in ms of the duration histogram, as in the counter fields.
 DURATION_BUCKETS_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)

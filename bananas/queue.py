@@ -97,8 +97,8 @@ class Queue:
     # -- gateways ---------------------------------------------------------------------------------------------
 
     def enqueue(self, job: NewJob) -> Enqueued:
-        """Store the job durably; raises UnknownFunction, UnknownPool or QueueFull."""
-        [answer] = self._run("enqueue", LIMITS.queued_jobs, *codec.job_args(job))
+        """Store the job durably; raises UnknownFunction, UnknownPool, QueueFull or RateLimited."""
+        [answer] = self._run("enqueue", LIMITS.queued_jobs, LIMITS.callbacks, *codec.job_args(job))
         outcome = codec.enqueued(job, answer)
         if isinstance(outcome, errors.BananasError):
             raise outcome
@@ -114,7 +114,7 @@ class Queue:
             chunk = jobs[start : start + _BATCH]
             args = [part for job in chunk for part in codec.job_args(job)]
             try:
-                raw = self._run("enqueue", LIMITS.queued_jobs, *args)
+                raw = self._run("enqueue", LIMITS.queued_jobs, LIMITS.callbacks, *args)
             except errors.RedisUnavailable as e:
                 return answers + [e] * (len(jobs) - len(answers))
             answers += [codec.enqueued(job, answer) for job, answer in zip(chunk, raw, strict=True)]

@@ -223,6 +223,8 @@ class Registry:
                 "ttl": spec.result_ttl_ms,
                 "allow": ",".join(spec.allow_pools),
                 "maxc": spec.max_concurrency or 0,
+                "rate": spec.rate.interval_ms if spec.rate else "",
+                "burst": spec.rate.most if spec.rate else "",
             },
         )
         schedules.set_in(pipe, self._scripts, record.function, spec.schedule)

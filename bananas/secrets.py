@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import re
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ class SecretBox:
         """Each key has 32 bytes; the first seals."""
         self._ciphers = {_key_id(key): AESGCM(key) for key in raw_keys}
         self._sealing_id = _key_id(raw_keys[0])
+        # One for each, so that callbacks are signed with the old and the new one while a key is being replaced.
+        self._callback_keys = tuple(hmac.digest(key, b"bananas callbacks", hashlib.sha256) for key in raw_keys)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SecretBox | None:
@@ -79,6 +82,11 @@ class SecretBox:
         if not text:
             return None
         return cls(_parse_keys(name, text))
+
+    @property
+    def callback_keys(self) -> tuple[bytes, ...]:
+        """The keys that sign callbacks; they say nothing about the keys that they are made of."""
+        return self._callback_keys
 
     def seal(self, name: str, value: bytes) -> bytes:
         """The value, readable only with the key and only under this name."""
@@ -166,9 +174,13 @@ class Secrets:
         raw = self._redis.hmget(keys.SECRETS, list(names))
         return {name: msgspec.msgpack.decode(text, type=_Stored) for name, text in zip(names, raw, strict=True) if text}
 
+    def callback_keys(self) -> tuple[bytes, ...]:
+        """The keys that callbacks are signed with, the latest first; raises SecretKeyMissing."""
+        return self._require_box().callback_keys
+
     def _require_box(self) -> SecretBox:
         if self._box is None:
-            raise errors.SecretKeyMissing(f"this gateway has no key to seal secrets with; {_HOW_TO_KEY}")
+            raise errors.SecretKeyMissing(f"this gateway has no key for secrets and callbacks; {_HOW_TO_KEY}")
         return self._box
 
 

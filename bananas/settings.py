@@ -79,6 +79,14 @@ class Limits:
     #: A version that is not kept any more stays this long after the janitor last saw a live job of it; so long all
     #: runners may be away.
     old_version_s: int = 7 * 24 * 3600
+    #: Ends of jobs that are not told to their callback_url yet; tries for each, within a day (``_lib.lua``).
+    callbacks: int = 100_000
+    callback_tries: int = 15
+    #: Of a callback_url; and of a result or error that goes along with a callback.
+    callback_url_chars: int = 2000
+    callback_value_bytes: int = 256 * KIB
+    #: Until a delay or ``run_at``.
+    delay_s: int = 366 * 24 * 3600
     #: One frame of the shim protocol.
     frame_bytes: int = 4 * MIB
 
@@ -138,6 +146,14 @@ def _names(raw: str) -> tuple[str, ...]:
     return names
 
 
+def _places(raw: str) -> tuple[str, ...]:
+    names = tuple(name.lower() for name in _names(raw))
+    for name in names:
+        if not re.fullmatch(r"([a-z0-9._-]+|\[[0-9a-f:.]+\]):[0-9]{1,5}", name):
+            raise ValueError(f"{name!r} is not host:port; write for example 10.0.0.5:8000,hooks.local:443")
+    return names
+
+
 def _devices(raw: str) -> tuple[str, ...]:
     names = () if raw == "none" else _names(raw)
     for name in names:
@@ -192,6 +208,8 @@ class Settings:
     #: What one sandbox may use of ``egress``: connections at a time, and MiB that pass one connection.
     egress_connections: int = _setting("BANANAS_EGRESS_CONNECTIONS", _count(1, 256), 32)
     egress_mb: int = _setting("BANANAS_EGRESS_MB", _count(1, 1_048_576), 1024)
+    #: ``host:port`` of callbacks' receivers that are not at a public address.
+    callback_allow: tuple[str, ...] = _setting("BANANAS_CALLBACK_ALLOW", _places, ())
     #: The image of ``runtime: python``; empty means the local default.
     python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
     #: Keys that seal secrets (see ``bananas.secrets``), the sealing one first; or a file that holds them.

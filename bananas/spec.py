@@ -14,6 +14,7 @@ import msgspec
 from bananas import errors
 from bananas.settings import LIMITS
 from bananas.targets import TARGET_PATTERN, parse_target
+from bananas.units import parse_rate
 
 Priority = Literal["high", "normal", "low"]
 #: How a sandbox is talked to: ``handler`` is our own shim, the others are contracts of a user's own image.
@@ -68,6 +69,26 @@ class RetrySpec(_Spec, frozen=True, kw_only=True):
     jitter: Literal["none", "full"] = "none"
 
 
+class RateSpec(_Spec, frozen=True, kw_only=True):
+    """How many jobs may be submitted: a bucket that is full at first and gets one more again and again."""
+
+    #: ``10/s``, ``100/m`` or ``1000/h``
+    limit: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}/[smh]" + _END)]
+    #: At once, after a pause; None: as many as ``limit`` has in one of its periods.
+    burst: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+
+    @property
+    def interval_ms(self) -> float:
+        """Until there is one more."""
+        number, period_ms = parse_rate(self.limit)
+        return period_ms / number
+
+    @property
+    def most(self) -> int:
+        """That the bucket holds."""
+        return parse_rate(self.limit)[0] if self.burst is None else self.burst
+
+
 class ScheduleSpec(_Spec, frozen=True, kw_only=True):
     """When a function is called by itself (see ``bananas.schedules``)."""
 
@@ -112,6 +133,8 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     result_ttl_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] = 3_600_000
     #: Attempts of this function at once, over all runners; None means as many as there are places.
     max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    #: Jobs that may be submitted; None means no such limit. Schedules and replays do not count.
+    rate: RateSpec | None = None
     #: The most attempts one sandbox serves; None means no such limit.
     max_uses: Annotated[int, msgspec.Meta(ge=1)] | None = None
     #: How long one sandbox serves; it ends after the call of that moment. None means no such limit.

@@ -6,11 +6,12 @@ Stored JSON (results, errors) goes into an answer as ``msgspec.Raw``, so it is n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from flask import Response
+
+from bananas.units import iso as iso
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -23,15 +24,3 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
 def raw_json(text: bytes | None) -> msgspec.Raw | None:
     """Stored JSON text as a part of an answer; None becomes null."""
     return None if text is None else msgspec.Raw(text)
-
-
-def iso(unix_ms: int | None) -> str | None:
-    """RFC 3339 in UTC with milliseconds; None stays None.
-
-    >>> iso(1_764_000_000_123)
-    '2025-11-24T16:00:00.123Z'
-    """
-    if unix_ms is None:
-        return None
-    seconds, ms = divmod(unix_ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"

@@ -8,18 +8,15 @@ the gateway or to the cloud's metadata service is refused, whoever controls the 
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gevent.socket
 
+from bananas.addresses import is_public as is_public
 from bananas.errors import ConfigError
 from bananas.targets import NAME_NET, literal, parse_target
-
-#: IPv4 inside IPv6: translated by a NAT64 gateway.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +67,6 @@ def plan(targets: Sequence[str]) -> list[Route]:
 def extra_hosts(routes: Sequence[Route]) -> dict[str, str]:
     """The lines that /etc/hosts in the sandbox needs: name → address. Literal addresses need none."""
     return {route.name: route.ip for route in routes if literal(route.name) is None}
-
-
-def is_public(address: str) -> bool:
-    """May a name lead there? Not to private, loopback, link-local, multicast, reserved or unspecified addresses.
-
-    An IPv6 address that carries an IPv4 address (mapped, NAT64, 6to4, Teredo) counts as both.
-    """
-    ip = ipaddress.ip_address(address)
-    carried: list[ipaddress.IPv4Address | None] = []
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
-        if ip.is_site_local:
-            return False
-        carried += [ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64:
-            carried.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-    bad = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved or ip.is_unspecified
-    return ip.is_global and not bad and all(is_public(str(v4)) for v4 in carried if v4 is not None)
 
 
 def resolve(host: str) -> list[str]:

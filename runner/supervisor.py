@@ -18,6 +18,7 @@ import gevent
 import msgspec
 from gevent.event import Event
 
+from bananas.callbacks import Callbacks
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable, SandboxStartError
 from bananas.follow import Follow
@@ -43,6 +44,7 @@ from runner.gpus import Gpus
 from runner.heartbeat import Fence, Heartbeat, InFlight
 from runner.host import Host
 from runner.ledger import Ledger, machine_budget_mb
+from runner.maintenance.callbacks import CallbackTeller
 from runner.maintenance.janitor import Janitor
 from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
@@ -56,6 +58,7 @@ from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.stdio import StdioSandboxFactory
 from runner.tail import LogTeller
+from runner.webhook import Sender
 from runner.worker import Bell, Inbox, Worker
 
 log = logging.getLogger(__name__)
@@ -178,6 +181,7 @@ class Supervisor:
             on_followed=tail.follow,
         )
         roles: list[GreenletService] = [
+            *self._callback_roles(),
             Heartbeat(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             inbox,
@@ -194,6 +198,15 @@ class Supervisor:
         if self._notifier.watchdog_s:
             roles.append(_Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
         return roles
+
+    def _callback_roles(self) -> list[GreenletService]:
+        """Who tells ends of jobs; nobody here without the key that signs them."""
+        box = SecretBox.from_settings(self._settings)
+        if box is None:
+            log.info("no BANANAS_SECRET_KEY_FILE: callbacks of jobs are left to runners that have the key")
+            return []
+        sender = Sender(self._settings.callback_allow)
+        return [CallbackTeller(self._on_crash, Callbacks(self._connections), sender, box.callback_keys)]
 
     def _access(self, engine: Engine) -> Access:
         """What sandboxes may have of the world outside."""

@@ -20,17 +20,23 @@ NAMES: Final = (
     *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
     *("expire", "progress", "unpark", "replay", "purge", "audit", "unlist", "follow"),
     *("plan", "fire"),
+    *("take_callbacks", "told"),
 )
-_FIXED: Final = [keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING]
+_FIXED: Final = [
+    *(keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING),
+    keys.CALLBACKS,
+]
+#: Those that make jobs; each holds a second library.
+_MAKERS: Final = ("enqueue", "fire")
 
 
 class Script:
-    """One script with the shared library in front of it."""
+    """One script with the shared libraries in front of it."""
 
     def __init__(self, name: str) -> None:
         folder = resources.files(__name__)
-        library = folder.joinpath("_lib.lua").read_text("utf-8")
-        self.text = library + folder.joinpath(f"{name}.lua").read_text("utf-8")
+        parts = ["_lib", *(["_create"] if name in _MAKERS else []), name]
+        self.text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in parts)
         # Redis itself addresses scripts by SHA-1; nothing here depends on its strength.
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

@@ -1,7 +1,7 @@
 -- Shared by every script: it is put in front of each file by scripts/__init__.py.
 -- K names the fixed keys in the order in which scripts.Caller passes them; P is the common prefix, also the tag.
 local K = {schedule = KEYS[1], leases = KEYS[2], dead = KEYS[3], done = KEYS[4], counters = KEYS[5], rev = KEYS[6],
-  expiring = KEYS[7]}
+  expiring = KEYS[7], callbacks = KEYS[8]}
 local P = ARGV[1]
 
 -- Stride scheduling within a pool: a lane's pass grows by SCALE / weight for each claim and the smallest pass goes next.
@@ -259,20 +259,38 @@ end
 -- read whose job it was.
 local UNSWEPT_MS = 60000
 
+-- How long after its end (ms) a job may still be told to its callback_url. Its record stays at least as long, or until
+-- that is done.
+local CALLBACK_MS = 86400000
+
+-- Have the end of a job told to its callback_url. The number of the end goes into the delivery's id: a replayed job has
+-- another end, which takes the place of one that was not told yet.
+local function tell_end(key, id, now)
+  redis.call('HINCRBY', key, 'cbend', 1)
+  redis.call('HSET', key, 'cbstate', 'pending', 'cbtries', 0, 'cberr', '')
+  redis.call('ZADD', K.callbacks, now, id)
+  redis.call('ZADD', P .. 'callbacks:bell', 0, 'ring')
+end
+
 -- End a job that is in no lane, schedule or lease any more. `o` as for notify, plus now, reason, error, ttl (ms).
 -- Failed jobs are dead letters; completed and cancelled ones are done. The record goes when its time is over.
 local function finish(id, o)
   local key = job_key(id)
   redis.call('HSET', key, 'state', o.state, 'finished', o.now, 'reason', o.reason, 'result', o.result, 'error', o.error)
+  local extra = redis.call('HMGET', key, 'waiters', 'uniq', 'cb')
+  local kept = o.ttl
+  if extra[3] then
+    kept = math.max(kept, CALLBACK_MS)
+    tell_end(key, id, o.now)
+  end
   if o.state == 'failed' then
     redis.call('ZADD', K.dead, o.now, id)
     count('dead:' .. o.reason)
   else
-    redis.call('ZADD', K.done, o.now + o.ttl, id)
+    redis.call('ZADD', K.done, o.now + kept, id)
   end
-  redis.call('PEXPIRE', key, o.ttl + UNSWEPT_MS)
+  redis.call('PEXPIRE', key, kept + UNSWEPT_MS)
   o.id = id
-  local extra = redis.call('HMGET', key, 'waiters', 'uniq')
   notify(key, o, extra[1])
   if extra[2] and extra[2] ~= '' then unique_end(key, id, o.state) end
 end
@@ -301,71 +319,4 @@ local function queued_in(pool, fn)
   local queued = redis.call('ZCARD', K.schedule) + redis.call('ZCARD', parked_key(fn))
   for _, p in ipairs(ORDER) do queued = queued + redis.call('LLEN', lane_key(pool, p)) end
   return queued
-end
-
--- Create a job, with everything that its function says stamped on it at this moment: a later deploy never changes it.
--- The same id twice creates one job, so a client may safely send it again after a lost connection; the same unique key
--- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
--- from now), reply (list), uniq, each '' when not given; trace (traceparent), '' or nil when not given; delay (ms); limit
--- (most queued jobs).
--- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
--- | {'full', pool, queued}.
-local function create(j)
-  local key = job_key(j.id)
-  local old = redis.call('HMGET', key, 'ver', 'state', 'pool', 'timeout')
-  if old[1] then return {'ok', old[1], old[2], old[3], old[4], 0, j.id} end
-
-  local ukey = j.uniq ~= '' and (P .. 'unique:' .. j.fn .. ':' .. j.uniq)
-  local first = ukey and redis.call('GET', ukey)
-  if first then
-    local id, ver, state, pool, timeout = string.match(first, '^(.-)\n(.-)\n(.-)\n(.-)\n(.*)$')
-    local now_state = redis.call('HGET', job_key(id), 'state')
-    -- Without a record and without an end, the key is of a job that somebody deleted by hand.
-    if now_state or redis.call('PTTL', ukey) > 0 then
-      return {'ok', ver, now_state or state, pool, timeout, 1, id}
-    end
-  end
-
-  local f = redis.call('HMGET', P .. 'fn:' .. j.fn, 'version', 'pool', 'priority', 'timeout', 'maxr', 'retry', 'ttl', 'allow')
-  if not f[1] then return {'unknown_function'} end
-  local pool, prio = f[2], f[3]
-  if j.pool ~= '' and j.pool ~= pool then
-    if not string.find(',' .. f[8] .. ',', ',' .. j.pool .. ',', 1, true) then
-      return {'unknown_pool', pool .. (f[8] ~= '' and (',' .. f[8]) or '')}
-    end
-    pool = j.pool
-  end
-  if j.prio ~= '' then prio = j.prio end
-  local timeout, maxr = tonumber(f[4]), tonumber(f[5])
-  if j.timeout ~= '' then timeout = math.min(timeout, tonumber(j.timeout)) end
-  if j.maxr ~= '' then maxr = math.min(maxr, tonumber(j.maxr)) end
-
-  local now = now_ms()
-  local due = j.run_at ~= '' and tonumber(j.run_at) or (now + tonumber(j.delay))
-  local queued = queued_in(pool, j.fn)
-  if queued >= tonumber(j.limit) then return {'full', pool, queued} end
-
-  local state = due > now and 'scheduled' or 'pending'
-  local expires = j.expires ~= '' and (now + tonumber(j.expires)) or 0
-  redis.call('HSET', key, 'fn', j.fn, 'ver', f[1], 'pool', pool, 'prio', prio, 'state', state, 'payload', j.payload,
-    'created', now, 'enqueued', math.max(now, due), 'due', due, 'timeout', timeout, 'maxr', maxr, 'retry', f[6],
-    'ttl', f[7], 'expires', expires, 'token', 0, 'failures', 0, 'losses', 0, 'starts', 0, 'waiters', j.reply)
-  -- A record of this id that ended by its own time may still be in the janitor's books. Not before the first write: the
-  -- one that a full Redis judges the script by.
-  redis.call('ZREM', K.done, j.id)
-  redis.call('ZREM', K.dead, j.id)
-  if ukey then
-    redis.call('HSET', key, 'uniq', j.uniq)
-    redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
-  end
-  if j.trace and j.trace ~= '' then redis.call('HSET', key, 'trace', j.trace) end
-  if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
-  redis.call('ZADD', listed_key(j.fn), now, j.id)
-  count('enqueued:' .. j.fn)
-  if state == 'scheduled' then
-    schedule_push(pool, j.id, due)
-  else
-    lane_push(pool, prio, j.id, false)
-  end
-  return {'ok', f[1], state, pool, tostring(timeout), 0, j.id}
 end

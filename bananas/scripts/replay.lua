@@ -29,9 +29,9 @@ end
 
 local function replay(id, due)
   local key = job_key(id)
-  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio', 'uniq', 'rkey')
+  local j = redis.call('HMGET', key, 'state', 'fn', 'ver', 'pool', 'prio', 'uniq', 'cb', 'rkey')
   if not j[1] then return {'missing'} end
-  if ARGV[9] ~= '' and j[7] == ARGV[9] then return {'ok', j[1]} end
+  if ARGV[9] ~= '' and j[8] == ARGV[9] then return {'ok', j[1]} end
   if j[1] ~= 'failed' then return {'not_dead', j[1]} end
   local queued = queued_in(j[4], j[2])
   if queued >= limit then return {'full', j[4], queued} end
@@ -43,6 +43,10 @@ local function replay(id, due)
   redis.call('HSET', key, 'state', state, 'due', due, 'enqueued', due, 'failures', 0, 'losses', 0, 'starts', 0,
     'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
   redis.call('HDEL', key, 'progress', 'pseq')
+  if j[7] then
+    redis.call('ZREM', K.callbacks, id)
+    redis.call('HDEL', key, 'cbstate', 'cbtries', 'cberr')
+  end
   if j[6] and j[6] ~= '' then unique_again(key, id, state) end
   if ARGV[7] == '1' then redis.call('HSET', key, 'payload', ARGV[8]) end
   if ARGV[9] ~= '' then redis.call('HSET', key, 'rkey', ARGV[9]) end

@@ -20,6 +20,7 @@ from random import Random
 import pytest
 
 from bananas import keys, retry, scripts
+from bananas.callbacks import Callbacks
 from bananas.dead_letters import DeadFilter, DeadLetters
 from bananas.errors import RedisUnavailable, UnknownJob
 from bananas.follow import Follow
@@ -109,6 +110,16 @@ def run(queue: Queue, outcome: Outcome, lease_ms: int = LEASE_MS) -> str:
     return claim.id
 
 
+def tell_an_end(queue: Queue, callbacks: Callbacks) -> None:
+    """A job with a callback, from its end to its delivery."""
+    job = queue.enqueue(NewJob("hello", b"1", callback_url="http://example.com/"))
+    queue.cancel(job.id)
+    assert callbacks.wait(1)
+    [delivery] = callbacks.take(10, LEASE_MS).deliveries
+    assert (delivery.id, delivery.number) == (f"{job.id}.1", 1)
+    assert callbacks.told(delivery, "delivered") == "delivered"
+
+
 def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     """One pass through the life of jobs, over single servers, TLS, sentinels and clusters of one and three nodes."""
     connections = Connections(url)
@@ -154,6 +165,7 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     assert schedules.pause("hello")
     assert queue.audit(0).repaired == {}
 
+    tell_an_end(queue, Callbacks(connections))
     assert Follow(connections).ask({late.id: ""}) == {late.id: ""}
     assert JobLists(connections).forget("hello", 0) == 0
 

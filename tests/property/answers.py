@@ -21,6 +21,7 @@ def new_job(new: New) -> NewJob:
         expires_after_ms=new.expires_ms,
         reply_to=new.reply_to,
         unique_key=new.unique_key or None,
+        callback_url=new.callback or None,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bananas import keys
 from bananas.redis_client import Connections
-from tests.property.model import LIVE, PRIORITIES, RESULT_TTL_MS, UNSWEPT_MS, Job, Model, Now, Time
+from tests.property.model import CALLBACK_MS, LIVE, PRIORITIES, RESULT_TTL_MS, UNSWEPT_MS, Job, Model, Now, Time
 
 _DUMP = """
 local READ = {
@@ -39,8 +39,11 @@ return out
 """
 _ATTEMPT = re.compile(rb'"token":(\d+),"outcome":"(\w+)"')
 _TYPE = re.compile(rb'"type":"(\w+)"')
+#: Fields that are text, those of the callback last.
+_TOLD = ("cb", "cbstate", "cberr")
+_TEXTS = ("fn", "ver", "pool", "prio", "state", "runner", "reason", "uniq", *_TOLD)
 #: Fields whose values are times.
-_TIMES = ("created", "enqueued", "due", "expires")
+_TIMES = ("created", "enqueued", "due", "expires", "finished")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Inspector:
 def compare(model: Model, dump: Dump) -> None:
     """Raise AssertionError with the place where the server differs from the model."""
     known = {"job", "lane", "stride", "bell", "running", "busy", "parked", "called", "unique", "tomb", "reply", "inbox"}
-    known |= {"schedule", "leases", "expiring", "dead", "done", "park", "counters", "jobs", "unlisted"}
+    known |= {"schedule", "leases", "expiring", "dead", "done", "park", "counters", "jobs", "unlisted", "callbacks"}
     unknown = [key for key in dump.values if key.split(":")[0] not in known]
     assert not unknown, f"keys that nobody knows: {unknown}"
     _compare_jobs(model, dump)
-    for name in ("schedule", "leases", "expiring", "dead", "done"):
+    for name in ("schedule", "leases", "expiring", "dead", "done", "callbacks"):
         _compare_times(name, getattr(model, name), dump, model.window)
     lanes = {key: [i.decode() for i in ids] for key, ids in dump.below("lane").items()}
     _equal("lanes", lanes, {f"{pool}:{prio}": ids for (pool, prio), ids in model.lanes.items() if ids})
@@ -123,20 +126,19 @@ def _compare_jobs(model: Model, dump: Dump) -> None:
         ttl = dump.ttl_ms[f"job:{job_id}"]
         _equal(f"whether record {job_id} ends", ttl != -1, job.state not in LIVE)
         if job.state in ("completed", "cancelled"):
-            assert 0 < ttl <= RESULT_TTL_MS + UNSWEPT_MS
+            assert 0 < ttl <= (CALLBACK_MS if job.cbstate == "pending" else RESULT_TTL_MS) + UNSWEPT_MS
 
 
 @lru_cache(maxsize=2000)
 def _record(flat: tuple[bytes, ...]) -> tuple[dict[str, int], dict[str, object]]:
     """The times of a record, and the rest of it as the model has it; most records are as they were a step ago."""
     f = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-    texts = {
-        name: f.get(name, b"").decode() for name in ("fn", "ver", "pool", "prio", "state", "runner", "reason", "uniq")
-    }
+    texts = {name: f.get(name, b"").decode() for name in _TEXTS}
     numbers = {name: int(f[name]) for name in ("timeout", "maxr", "token", "failures", "losses", "starts")}
+    numbers |= {name: int(f.get(name, 0)) for name in ("cbend", "cbtries")}
     attempts = [_ATTEMPT.search(line) for line in f.get("hist", b"").split(b"\n") if line]
     error = _TYPE.search(f.get("error", b""))
-    return {name: int(f[name]) for name in _TIMES}, {
+    return {name: int(f.get(name) or 0) for name in _TIMES}, {
         **texts,
         **numbers,
         "payload": f["payload"],
@@ -155,7 +157,7 @@ _SAME = ("fn", "ver", "pool", "prio", "state", "runner", "reason", "uniq", "time
 _SAME_TOO = ("losses", "starts", "payload", "result", "progress", "pseq", "waiters", "hist", "logs", "error")
 
 
-_NAMES = (*_SAME, *_SAME_TOO)
+_NAMES = (*_SAME, *_SAME_TOO, *_TOLD, "cbend", "cbtries")
 _values = attrgetter(*_NAMES)
 
 
@@ -199,6 +201,7 @@ def _compare_rest(model: Model, dump: Dump) -> None:
     created = {job.id: listed[job.fn][job.id] for job in model.jobs.values()}
     _equal("lists' times", created, {job.id: job.created for job in model.jobs.values()})
     _equal("unlisted", {fn.decode() for fn in dump.values.get("unlisted", [])}, model.unlisted)
+    _equal("the callbacks' bell", "bell" in dump.below("callbacks"), model.is_rung_for_callbacks)
     _equal("tombs", set(dump.below("tomb")), model.tombs)
     counters = {name.decode(): float(value) for name, value in dump.pairs("counters").items()}
     _equal("counters", counters, dict(model.counters))

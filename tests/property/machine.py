@@ -12,6 +12,7 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine
 
+from bananas.callbacks import Callbacks, Delivery
 from bananas.dead_letters import DeadLetters
 from bananas.job import Claim, Settlement
 from bananas.queue import Queue
@@ -26,7 +27,7 @@ from tests.property.model_ops import New, QueueModel
 from tests.property.promises import keeps_promises
 
 #: Small, so that programs of 50 steps meet them.
-SMALL = replace(LIMITS, queued_jobs=18, history=3, dead_jobs=6, push_bytes=8)
+SMALL = replace(LIMITS, queued_jobs=18, history=3, dead_jobs=6, push_bytes=8, callbacks=4, callback_tries=2)
 CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
 LEASE_MS = answers.HOUR_MS
@@ -42,12 +43,17 @@ class Both(RuleBasedStateMachine):
         self.redis.flushdb()
         self.queue = Queue(connections)
         self.letters = DeadLetters(connections)
+        self.callbacks = Callbacks(connections)
         self.registry = Registry(connections)
         self.inspector = Inspector(connections)
-        limits = Limits(SMALL.queued_jobs, SMALL.history, SMALL.dead_jobs, SMALL.push_bytes, SMALL.max_losses)
+        limits = Limits(
+            *(SMALL.queued_jobs, SMALL.history, SMALL.dead_jobs, SMALL.push_bytes, SMALL.max_losses),
+            *(SMALL.callbacks, SMALL.callback_tries),
+        )
         self.model = QueueModel(limits)
         self.known: list[New] = []
         self.claims: list[Claim] = []
+        self.deliveries: list[Delivery] = []
         self.now_ms = self.inspector.dump().now_ms
         self.registry.put_bundle(SHA, CODE)
         self.put("gpu", PoolSpec())

@@ -23,6 +23,8 @@ STRIDE = 1008
 RESULT_TTL_MS = 3_600_000
 #: What a record stays beyond that when nobody sweeps.
 UNSWEPT_MS = 60_000
+#: How long an end may be told, and its record stays for that.
+CALLBACK_MS = 24 * 3_600_000
 DEAD_TTL_MS = 14 * 24 * 3_600_000
 
 
@@ -77,6 +79,7 @@ class Job:
     created: Time = field(default_factory=Now)
     enqueued: Time = field(default_factory=Now)
     due: Time = field(default_factory=Now)
+    finished: Time = 0
     token: int = 0
     failures: int = 0
     losses: int = 0
@@ -87,6 +90,12 @@ class Job:
     error: str = ""
     progress: bytes = b""
     pseq: int | None = None
+    #: Its callback: url, number of the end, what became of it, tries, the last error.
+    cb: str = ""
+    cbend: int = 0
+    cbstate: str = ""
+    cbtries: int = 0
+    cberr: str = ""
     #: (token, outcome) per attempt.
     hist: list[tuple[int, str]] = field(default_factory=list)
     logs: dict[int, bytes] = field(default_factory=dict)
@@ -108,6 +117,8 @@ class Limits:
     dead: int
     push_bytes: int
     losses: int
+    callbacks: int
+    callback_tries: int
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,9 @@ class Model:
         self.schedule: dict[str, Time] = {}
         self.leases: dict[str, Time] = {}
         self.expiring: dict[str, Time] = {}
+        #: When the end of a job is told.
+        self.callbacks: dict[str, Time] = {}
+        self.is_rung_for_callbacks = False
         self.dead: dict[str, Time] = {}
         self.done: dict[str, Time] = {}
         #: Per function: (pool, rank of the priority, number, id), and those of them on their way back.
@@ -215,11 +229,17 @@ class Model:
     ):
         """A job in no place any more ends: books, waiters, unique key."""
         job.state, job.reason, job.result, job.error = state, reason, result, error
+        job.finished = Now()
         if state == "failed":
             self.dead[job.id] = Now()
             self.counters[f"dead:{reason}"] += 1
         else:
-            self.done[job.id] = Now(RESULT_TTL_MS)
+            self.done[job.id] = Now(max(RESULT_TTL_MS, CALLBACK_MS) if job.cb else RESULT_TTL_MS)
+        if job.cb:
+            job.cbend += 1
+            job.cbstate, job.cbtries, job.cberr = "pending", 0, ""
+            self.callbacks[job.id] = Now()
+            self.is_rung_for_callbacks = True
         pushed = result if len(result) <= self.limits.push_bytes or state == "cancelled" else None
         for name in job.waiters:
             self.replies[name].append((job.id, state, last, pushed))

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.property.model import DEAD_TTL_MS, LIVE, PRIORITIES, STRIDE, End, Function, Job, Model, Now, Time
+from tests.property.model import (
+    DEAD_TTL_MS,
+    LIVE,
+    PRIORITIES,
+    RESULT_TTL_MS,
+    STRIDE,
+    End,
+    Function,
+    Job,
+    Model,
+    Now,
+    Time,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class New:
     expires_ms: int | None = None
     reply_to: str | None = None
     unique_key: str = ""
+    callback: str = ""
 
 
 class QueueModel(Model):
@@ -49,6 +62,10 @@ class QueueModel(Model):
         if pool not in (f.pool, *f.allow):
             return ("unknown_pool",)
         if self.queued_in(pool, new.fn) >= self.limits.queued:
+            self.counters[f"refused:{new.fn}:queue_full"] += 1
+            return ("full",)
+        if new.callback and len(self.callbacks) >= self.limits.callbacks:
+            self.counters[f"refused:{new.fn}:callbacks_full"] += 1
             return ("full",)
         return self._create(new, f, pool)
 
@@ -63,6 +80,7 @@ class QueueModel(Model):
             due=due,
             enqueued=due if isinstance(due, Now) else Now(),
             expires=0 if new.expires_ms is None else Now(new.expires_ms),
+            cb=new.callback,
         )
         self.jobs[new.id] = job
         self.listed[new.fn].add(new.id)
@@ -270,6 +288,42 @@ class QueueModel(Model):
         self.expiring.pop(job.id)
         self.finish(job, "failed", "expired", error="Expired")
 
+    def take_callbacks(self, most: int, lease_ms: int) -> list[tuple[str, str, int, int, str]]:
+        """(id, url, number of the end, number of the try, state) of each."""
+        taken = []
+        for job_id in self._over(self.callbacks)[:most]:
+            job = self.jobs.get(job_id)
+            if job is None or job.cbstate != "pending":
+                del self.callbacks[job_id]
+                self.counters["callbacks_lost"] += 1
+                continue
+            job.cbtries += 1
+            self.callbacks[job_id] = Now(lease_ms)
+            taken.append((job_id, job.cb, job.cbend, job.cbtries, job.state))
+        if self._over(self.callbacks):
+            self.is_rung_for_callbacks = True
+        return taken
+
+    def told(self, job_id: str, end: int, number: int, verdict: str, delay_ms: int, error: str) -> str:
+        """delivered, again, failed or stale."""
+        job = self.jobs.get(job_id)
+        if job is None or job.cbstate != "pending" or job.cbend != end:
+            return "stale"
+        if verdict != "delivered" and job.cbtries != number:
+            return "stale"
+        job.cberr = error
+        if verdict == "again" and job.cbtries < self.limits.callback_tries:
+            self.callbacks[job_id] = Now(delay_ms)
+            self.counters[f"callback:{job.fn}:again"] += 1
+            return "again"
+        job.cbstate = "delivered" if verdict == "delivered" else "failed"
+        self.counters[f"callback:{job.fn}:{job.cbstate}"] += 1
+        del self.callbacks[job_id]
+        if job.state != "failed":
+            assert isinstance(job.finished, int)
+            self.done[job_id] = job.finished + RESULT_TTL_MS
+        return job.cbstate
+
     def sweep(self) -> int:
         """How many records went."""
         gone = self._over(self.done) + self._over(self.dead, DEAD_TTL_MS)
@@ -322,6 +376,8 @@ class QueueModel(Model):
         job.failures = job.losses = job.starts = job.expires = 0
         job.reason, job.result, job.error, job.progress, job.pseq = "", b"", "", b"", None
         job.payload = job.payload if payload is None else payload
+        job.finished, job.cbstate, job.cbtries, job.cberr = 0, "", 0, ""
+        self.callbacks.pop(job_id, None)
         job.due = job.enqueued = Now(wait_ms)
         self.counters["replayed"] += 1
         self.put_off(job, job.due) if wait_ms else self.push(job)

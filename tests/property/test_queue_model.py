@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
-from bananas import dead_letters, keys
+from bananas import callbacks, dead_letters, keys
 from bananas import queue as queue_module
 from bananas.dead_letters import DeadFilter
 from bananas.embedded import EmbeddedRedis
@@ -62,6 +62,7 @@ new_jobs = st.fixed_dictionaries(
         "reply_to": st.sampled_from(REPLIES),
         "timeout_ms": st.sampled_from([100, 10_000_000]),
         "max_retries": st.integers(0, 5),
+        "callback": st.just("http://example.com/"),
     },
 )
 
@@ -85,6 +86,7 @@ def server() -> Iterator[Connections]:
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "LIMITS", SMALL)
     monkeypatch.setattr(dead_letters, "LIMITS", SMALL)
+    monkeypatch.setattr(callbacks, "LIMITS", SMALL)
 
 
 @pytest.mark.timeout(0 if IS_LONG else 600)  # a busy machine under coverage takes minutes
@@ -230,6 +232,35 @@ class Machine(Both):
             self.run_step([], [("default", 1), ("gpu", 1)], False)
         else:
             self.both(self.queue.expire, lambda m: m.expire())
+
+    @precondition(lambda self: self.model.callbacks)
+    @rule(ats=st.just([]) | some, most=st.integers(1, 3))
+    def take_callbacks(self, ats, most):
+        """Also those whose lease ran out, or whose time has come."""
+        self.rewind(keys.CALLBACKS, ats, self.model.callbacks)
+
+        def real() -> Any:
+            taken = self.callbacks.take(most, LEASE_MS).deliveries
+            self.deliveries += taken
+            return [(d.job_id, d.url, d.end, d.number, d.record.state.value) for d in taken]
+
+        self.both(real, lambda m: [answers.public(row) for row in m.take_callbacks(most, LEASE_MS)])
+
+    @precondition(lambda self: self.deliveries)
+    @rule(at=picks, verdict=st.sampled_from(["delivered", "again", "never"]), is_latest=st.booleans())
+    def told(self, at, verdict, is_latest):
+        d = self.deliveries[-1] if is_latest else self.deliveries[at % len(self.deliveries)]
+        error = "" if verdict == "delivered" else "down"
+        self.both(
+            lambda: self.callbacks.told(d, verdict, LEASE_MS, error),
+            lambda m: m.told(d.job_id, d.end, d.number, verdict, LEASE_MS, error),
+        )
+
+    @precondition(lambda self: self.model.is_rung_for_callbacks)
+    @rule()
+    def hear_of_callbacks(self):
+        assert self.callbacks.wait(1)
+        self.model.is_rung_for_callbacks = False
 
     @precondition(lambda self: self.model.done or self.model.dead)
     @rule(ats=some)
