@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from bananas.cli import units
 from bananas.errors import ApiError, BananasError, ConfigError, GatewayUnreachable
 from bananas.findings import Finding
 from bananas.runtimes import OLDEST_PYTHON
@@ -27,7 +28,6 @@ from bananas.settings import MIB, Settings
 #: Two looks into a sandbox, each with deadlines of its own.
 _ENGINE_S: Final = 150.0
 _GATEWAY_S: Final = 5.0
-_SYSTEMD_S: Final = 10.0
 #: Of the state directory's file system: below the first nothing works for long, below the second somebody should look.
 _DISK_FAILED_MB: Final = 200
 _DISK_LOW_MB: Final = 2048
@@ -202,41 +202,11 @@ def disk(state: Path, free_mb: int) -> Finding:
     return Finding("disk", "failed" if free_mb < _DISK_FAILED_MB else "warning", detail, step)
 
 
-def look_at_units(_: Settings) -> list[Finding]:
-    """Our systemd units, where there is a systemd and any of them is installed."""
-    if shutil.which("systemctl") is None:
-        return []
-    command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "bananas*.service"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMD_S, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        return [Finding("systemd", "warning", f"systemctl gave no answer within {_SYSTEMD_S:g} s")]
-    # Without systemd as process 1, as in most containers, it cannot tell and says so by its exit code.
-    return units(done.stdout) if done.returncode == 0 else []
-
-
-def units(listed: str) -> list[Finding]:
-    """One finding for each line ``UNIT LOAD ACTIVE SUB DESCRIPTION`` of ``systemctl list-units``."""
-    found: list[Finding] = []
-    for line in listed.splitlines():
-        words = line.split(maxsplit=4)
-        if len(words) < 4:
-            continue
-        unit, _, active, sub = words[:4]
-        if active == "failed":
-            found.append(Finding(unit, "failed", f"{active} ({sub})", f"see `journalctl -u {unit} -n 50`"))
-        elif active in ("active", "reloading"):
-            found.append(Finding(unit, "ok", f"{active} ({sub})"))
-        else:
-            found.append(Finding(unit, "warning", f"{active} ({sub})", f"start it with `systemctl start {unit}`"))
-    return found
-
-
 #: By the name that ``--skip`` takes, in order; the gateway is looked at apart, since it needs the address.
 LOOKS: Final[dict[str, Callable[[Settings], list[Finding]]]] = {
     "python": look_at_python,
     "disk": look_at_disk,
     "engine": look_at_engine,
     "redis": look_at_redis,
-    "systemd": look_at_units,
+    "systemd": units.look_at_units,
 }

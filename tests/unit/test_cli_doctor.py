@@ -120,7 +120,7 @@ def test_an_engine_that_never_answers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert checks.findings(f"{line}\n{line}\n") == [Finding("users", "ok", "without root")] * 2
 
 
-def test_room_clocks_and_units() -> None:
+def test_room_and_clocks() -> None:
     """Where each begins to be a warning or a failure."""
     state = Path("/var/lib/bananas")
     assert [checks.disk(state, free_mb).status for free_mb in (199, 200, 2047, 2048)] == [
@@ -137,16 +137,6 @@ def test_room_clocks_and_units() -> None:
         "warning",
     ]
     assert checks.clock("Redis", -61.0).detail == "that of Redis is 61 s behind this one"
-    listed = (
-        "bananas.service                loaded active   running Everything on one host\n"
-        "bananas-runner@gpu.service     loaded failed   failed  A runner\n"
-        "bananas-gateway.service        loaded inactive dead    A gateway\n"
-    )
-    assert [(finding.name, finding.status) for finding in checks.units(listed)] == [
-        ("bananas.service", "ok"),
-        ("bananas-runner@gpu.service", "failed"),
-        ("bananas-gateway.service", "warning"),
-    ]
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
