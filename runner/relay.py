@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ TRY_TIMEOUT_S = 2.0
 IDLE_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 1.0
 _CHUNK_BYTES = 64 * 1024
+#: Before each piece that goes to the sandbox: its length. One of no bytes is the end; without it, it was cut.
+_LENGTH = struct.Struct(">I")
 
 
 class _Refused(Exception):
@@ -96,6 +99,36 @@ class _Bound:
     #: None: all targets of the pool.
     allowed: frozenset[str] | None = None
     calls: dict[str, OnLog] = field(default_factory=dict)
+
+
+class _Up:
+    """From the sandbox to the target."""
+
+    counter = "sent_bytes"
+
+    def __init__(self, source: Any, sink: Any) -> None:
+        self.source = source
+        self.sink = sink
+
+    def send(self, data: bytes) -> None:
+        """All of it, waiting for a reader that is behind; raises OSError."""
+        self.sink.sendall(data)
+
+    def end(self) -> None:
+        """No more will come."""
+        self.sink.shutdown(socket.SHUT_WR)
+
+
+class _Down(_Up):
+    """From the target to the sandbox, in pieces, so that the forwarder never takes a cut for an end."""
+
+    counter = "received_bytes"
+
+    def send(self, data: bytes) -> None:
+        super().send(_LENGTH.pack(len(data)) + data)
+
+    def end(self) -> None:
+        self.sink.sendall(_LENGTH.pack(0))
 
 
 class Relay:
@@ -282,36 +315,34 @@ class Relay:
         connection.active_s = time.monotonic()
         for sock in (client, upstream):
             sock.settimeout(self._idle_timeout_s)  # of a sendall to a side that does not read
-        up = gevent.spawn(self._flow, client, upstream, connection, "sent_bytes")
+        up = gevent.spawn(self._flow, _Up(client, upstream), connection)
         try:
-            self._flow(upstream, client, connection, "received_bytes")
+            self._flow(_Down(upstream, client), connection)
             up.join()
         finally:
             up.kill(timeout=CLOSE_TIMEOUT_S)
 
-    def _flow(self, source: Any, sink: Any, connection: _Connection, counter: str) -> None:
-        """One direction. A failure ends the other one too: both sockets are shut down both ways, which tells the
-        forwarder that this is no proper end.
-        """
-        failing = source
+    def _flow(self, way: _Up, connection: _Connection) -> None:
+        """One direction. A failure ends the other one too: both sockets are shut down both ways."""
+        failing = way.source
         try:
-            while data := self._receive(source, connection):
-                failing = sink
-                sink.sendall(data)
+            while data := self._receive(way.source, connection):
+                failing = way.sink
+                way.send(data)
                 failing = None
-                if connection.count(counter, len(data)) > self._caps.connection_bytes:
+                if connection.count(way.counter, len(data)) > self._caps.connection_bytes:
                     mb = self._caps.connection_bytes / (1024 * 1024)
                     raise OSError(f"more than {mb:g} MiB passed, the limit of a connection (BANANAS_EGRESS_MB)")
-                failing = source
-            failing = sink
-            sink.shutdown(socket.SHUT_WR)
+                failing = way.source
+            failing = way.sink
+            way.end()
         except OSError as e:
             if not connection.reason:
                 # Code that closes its end early is its own affair; it needs no telling.
                 is_own = failing is not None and failing.family == socket.AF_UNIX and not isinstance(e, TimeoutError)
                 connection.verdict = "ok" if is_own else "cut"
                 connection.reason = "the sandbox closed it" if is_own else str(e)
-            for sock in (source, sink):
+            for sock in (way.source, way.sink):
                 # Not connected any more: that is what is wanted.
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)

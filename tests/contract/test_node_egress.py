@@ -16,7 +16,7 @@ from runner.egress import Caps
 from runner.relay import Event, Relay
 from tests.contract.node_host import NodeHost
 from tests.contract.shim_host import Answer
-from tests.contract.test_shim_egress import INSIDE, echo, flood
+from tests.contract.test_shim_egress import INSIDE, break_off, echo, flood
 
 SOURCE = """
 const net = require('node:net');
@@ -43,6 +43,13 @@ const calls = {
     socket.on('error', (e) => resolve([e.code, got]));
     socket.on('end', () => resolve(['end', got]));
     socket.write('go');
+  }),
+  late: (port) => new Promise((resolve) => {
+    let got = 0;
+    const socket = net.connect({ host: '127.66.0.1', port });
+    socket.on('error', (e) => resolve([e.code, got]));
+    socket.on('end', () => resolve(['end', got]));
+    socket.write('go', () => setTimeout(() => socket.on('data', (data) => { got += data.length; }), 500));
   }),
 };
 exports.handle = ({ call, port }) => calls[call](port, 'hello');
@@ -111,11 +118,12 @@ def test_a_relay_that_is_gone_breaks_the_connection(node: Path) -> None:
 
 
 def test_a_connection_over_its_bytes_is_an_error_that_code_sees(node: Path) -> None:
-    """A part of a download never looks like the whole."""
+    """A part of a download never looks like the whole, whatever comes before what, and also after a half-close."""
     with network(node, serve=flood, caps=Caps(connection_bytes=1024 * 1024)) as net:
-        kind, got = net.call("open").json()
-        assert kind == "ECONNRESET"
-        assert got <= 1024 * 1024 + 65536
+        for call in ["open", "talk"] * 20:
+            kind, got = net.call(call).json()
+            assert (call, kind) == (call, "ECONNRESET")
+            assert 0 < got <= 1024 * 1024 + 65536
 
 
 def test_a_relay_that_ends_in_the_middle_breaks_the_connection(node: Path) -> None:
@@ -128,6 +136,12 @@ def test_a_relay_that_ends_in_the_middle_breaks_the_connection(node: Path) -> No
 
     with network(node, serve=waits) as net:
         assert net.call("open").json() in (["ECONNRESET", 3], ["ECONNRESET", 0])
+
+
+def test_code_reads_what_came_before_the_cut(node: Path) -> None:
+    """The reset waits for a reader that is behind, who would take it for an end if it found data before it."""
+    with network(node, serve=break_off) as net:
+        assert net.call("late").json() == ["ECONNRESET", 10_000]
 
 
 def test_a_port_that_is_taken_ends_the_sandbox_with_the_reason(node: Path) -> None:

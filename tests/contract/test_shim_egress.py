@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ Serve = Callable[[Any, Any], None]
 INSIDE = "127.66.0.1"
 
 SOURCE = """
-import socket, threading
+import socket, threading, time
 
 def connect(port):
     sock = socket.create_connection(("127.66.0.1", port), timeout=10)
@@ -51,10 +52,27 @@ def refused(port):
     except ConnectionResetError:  # so soon that it may be connect that says it
         return "reset"
 
-def until_broken(port):
+def until_broken_after_its_end(port):
+    return until_broken(port, is_half=True)
+
+def until_broken(port, is_half=False):
     got = 0
     with connect(port) as sock:
         sock.sendall(b"go")
+        if is_half:
+            sock.shutdown(socket.SHUT_WR)
+        try:
+            while more := sock.recv(65536):
+                got += len(more)
+        except ConnectionResetError:
+            return ["reset", got]
+        return ["end", got]
+
+def late(port):
+    got = 0
+    with connect(port) as sock:
+        sock.sendall(b"go")
+        time.sleep(0.5)
         try:
             while more := sock.recv(65536):
                 got += len(more)
@@ -231,13 +249,14 @@ def flood(sock: Any, _: Any) -> None:
 
 
 def test_a_connection_over_its_bytes_is_an_error_that_code_sees_and_a_line_in_its_log() -> None:
-    """A part of a download never looks like the whole."""
+    """A part of a download never looks like the whole, also not after a half-close."""
     with network(serve=flood, caps=Caps(connection_bytes=1024 * 1024)) as net:
         told: list[bytes] = []
         with net.relay.during("job", told.append):
-            kind, got = net.call("until_broken").json()
-        assert kind == "reset"
-        assert got <= 1024 * 1024 + 65536
+            for do in ["until_broken", "until_broken_after_its_end"] * 20:
+                kind, got = net.call(do).json()
+                assert (do, kind) == (do, "reset")
+                assert 0 < got <= 1024 * 1024 + 65536
         assert b"more than 1 MiB passed, the limit of a connection (BANANAS_EGRESS_MB)" in told[0]
 
 
@@ -251,3 +270,17 @@ def test_a_relay_that_ends_in_the_middle_breaks_the_connection() -> None:
 
     with network(serve=waits) as net:
         assert net.call("until_broken").json() in (["reset", 3], ["reset", 0])
+
+
+def break_off(sock: Any, _: Any) -> None:
+    """Send some and reset."""
+    sock.recv(2)
+    sock.sendall(b"x" * 10_000)  # fits any window, so all of it gets there
+    gevent.sleep(0.2)  # the pause is what makes code that reads late be behind: the bytes came before the reset does
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_code_reads_what_came_before_the_cut() -> None:
+    """The reset waits for a reader that is behind."""
+    with network(serve=break_off) as net:
+        assert net.call("late").json() == ["reset", 10_000]

@@ -5,7 +5,7 @@
 // runner's relay, through the socket `e`, for the target that belongs to the address, and then passes bytes both ways.
 // What may be reached is decided by the relay alone; user code that talks to `e` itself gains nothing.
 
-const { writeSync } = require('node:fs');
+const { existsSync, readFileSync } = require('node:fs');
 const net = require('node:net');
 
 /** Unless boot.json says another number. */
@@ -13,8 +13,13 @@ const MAX_CONNECTIONS = 32;
 /** Clients that wait while the most are connected; one more would have to knock again a second later. */
 const BACKLOG = 128;
 const REPLY_BYTES = 512;
+/** Of a piece's length, which comes before it. */
+const LENGTH_BYTES = 4;
 /** The relay takes at most 15 s and some for resolving; this is for a relay that died. */
 const REPLY_TIMEOUT_MS = 30_000;
+/** For code to read what came before a cut. There is no event for that, so we look. */
+const READ_TIMEOUT_MS = 10_000;
+const LOOK_MS = 10;
 const NOTHING = Buffer.alloc(0);
 
 /** Rooms for connections; who finds none waits for one. */
@@ -82,13 +87,13 @@ function connect(client, relayPath, target, tell) {
         // Before the close, which may wake user code and end the call that the text belongs to.
         tell(`egress to ${target}: ${problem}`);
       }
+      relay.destroy();
       if (isCut) {
-        client.resetAndDestroy(); // a broken connection rather than an end
+        breakOff(client, resolve);
       } else {
         client.destroy();
+        resolve();
       }
-      relay.destroy();
-      resolve();
     };
     const timer = setTimeout(() => end("the runner's relay does not answer"), REPLY_TIMEOUT_MS);
     relay.on('error', (e) => {
@@ -132,45 +137,99 @@ function refusal(line) {
   return line === 'ok' ? '' : line.replace(/^error /, '');
 }
 
+/**
+ * Close it so that its other end sees a broken connection rather than an end, and call back. Not before that has read
+ * what came: some (Node and all else that uses libuv) take a reset together with data for an end.
+ */
+function breakOff(client, done) {
+  const giveUp = Date.now() + READ_TIMEOUT_MS;
+  client.pause();
+  const look = () => {
+    if (Date.now() < giveUp && isUnread(client)) {
+      setTimeout(look, LOOK_MS);
+      return;
+    }
+    // Unless all bytes and the end were handed over: then nothing is missing there.
+    if (!client.writableEnded || client.writableLength > 0) {
+      // What resetAndDestroy() sets. But that ends the connection in order first, which its other end may see alone.
+      client.resetAndClosing = true;
+    }
+    client.destroy();
+    done();
+  };
+  look();
+}
+
+/** Has its other end, a socket of the same sandbox, still to read some of what was sent to it? */
+function isUnread(client) {
+  if (client.destroyed || client.writableLength > 0) {
+    return !client.destroyed;
+  }
+  return sockets().some(({ own, other, unsent, unread }) =>
+    (own === client.localPort && other === client.remotePort && unsent) ||
+    (own === client.remotePort && other === client.localPort && unread));
+}
+
+/** The TCP sockets of this sandbox: own and other port; are bytes on their way to the other, are bytes unread? */
+function sockets() {
+  const lists = ['/proc/net/tcp', '/proc/net/tcp6'].filter(existsSync); // without one, nothing can be known
+  const lines = lists.flatMap((path) => readFileSync(path, 'latin1').split('\n').slice(1));
+  return lines.filter(Boolean).map((line) => {
+    const [, own, other, , queues] = line.trim().split(/\s+/);
+    const port = (address) => Number.parseInt(address.slice(-4), 16);
+    return { own: port(own), other: port(other), unsent: !/^0+:/.test(queues), unread: !/:0+$/.test(queues) };
+  });
+}
+
 /** Pass bytes both ways, and each direction's end, until both have ended. */
 function passOn(client, relay, rest, end) {
   let isUpDone = false;
+  let isDownWhole = false;
   let isDownDone = false;
   const endIfDone = () => isUpDone && isDownDone && end('', false);
-  const pump = (source, sink, onEnd) => {
-    source.on('data', (data) => {
-      if (!sink.write(data)) {
-        source.pause();
-      }
-    });
-    sink.on('drain', () => source.resume());
-    source.on('end', onEnd);
-  };
-  pump(client, relay, () => relay.end(() => { isUpDone = true; endIfDone(); }));
-  pump(relay, client, () => {
-    if (!isUpDone && isCut(relay)) {
-      end('', true);
-      return;
-    }
+  client.on('data', (data) => relay.write(data) || client.pause());
+  relay.on('drain', () => client.resume());
+  client.on('end', () => relay.end(() => { isUpDone = true; endIfDone(); }));
+  const take = unwrap((data) => client.write(data) || relay.pause(), () => {
+    isDownWhole = true;
     client.end(() => { isDownDone = true; endIfDone(); });
   });
+  relay.on('data', take);
+  client.on('drain', () => relay.resume());
+  relay.on('end', () => isDownWhole || end('', true)); // cut: the relay told the reason to the logs
   // Also closed when both directions have ended, before the relay has taken everything.
   client.on('close', () => (client.readableEnded && client.writableFinished) || end('', true));
   if (rest.length) {
-    client.write(rest);
+    take(rest);
   }
   client.resume();
   relay.resume();
 }
 
-/** Has the relay closed both directions while ours is still open? It told the reason to the logs itself. */
-function isCut(relay) {
-  try {
-    writeSync(relay._handle ? relay._handle.fd : -1, NOTHING); // of no bytes, but an error when nobody can read them
-    return false;
-  } catch (e) {
-    return e.code === 'EPIPE' || e.code === 'ECONNRESET';
-  }
+/** What the relay sends comes in pieces, each behind its length. One of no bytes is the end, and nothing else is. */
+function unwrap(onPart, onEnd) {
+  let length = NOTHING;
+  let left = 0;
+  return (data) => {
+    while (data.length) {
+      const part = data.subarray(0, left || LENGTH_BYTES - length.length);
+      data = data.subarray(part.length);
+      if (left) {
+        left -= part.length;
+        onPart(part);
+        continue;
+      }
+      length = Buffer.concat([length, part]);
+      if (length.length === LENGTH_BYTES) {
+        left = length.readUInt32BE();
+        length = NOTHING;
+        if (!left) {
+          onEnd();
+          return;
+        }
+      }
+    }
+  };
 }
 
 module.exports = { listen };

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from .loop import READ, WRITE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .loop import Loop
 
 #: Unless boot.json says another number.
@@ -26,8 +28,13 @@ MAX_CONNECTIONS = 32
 BACKLOG = 128
 BUFFER_BYTES = 64 * 1024
 REPLY_BYTES = 512
+#: Of a piece's length, which comes before it.
+LENGTH_BYTES = 4
 #: The relay takes at most 15 s and some for resolving; this is for a relay that died.
 REPLY_TIMEOUT_S = 30.0
+#: For code to read what came before a cut. There is no event for that, so we look.
+READ_TIMEOUT_S = 10.0
+LOOK_S = 0.01
 
 
 class Forwarder:
@@ -105,13 +112,15 @@ class Flow:
         self._sink = sink
         self.buffer = bytearray()
         self.has_ended = False
+        #: The source went away without its end.
+        self.is_cut = False
         #: The end has been passed on.
         self.is_done = False
 
     @property
     def wants_data(self) -> bool:
         """Is there room, and can more come?"""
-        return not self.has_ended and len(self.buffer) < BUFFER_BYTES
+        return not self.has_ended and not self.is_cut and len(self.buffer) < BUFFER_BYTES
 
     def read(self) -> None:
         """Take what is there. Raises OSError when the source is broken."""
@@ -120,8 +129,7 @@ class Flow:
                 data = self._source.recv(BUFFER_BYTES - len(self.buffer))
             except BlockingIOError:
                 return
-            self.buffer += data
-            self.has_ended = not data
+            self._take(data)
 
     def write(self) -> None:
         """Give what the sink takes, and the end after the last byte. Raises OSError when the sink is broken."""
@@ -133,6 +141,40 @@ class Flow:
         if self.has_ended and not self.buffer and not self.is_done:
             self.is_done = True
             self._sink.shutdown(socket.SHUT_WR)
+
+    def _take(self, data: bytes) -> None:
+        """These bytes came, or the end (none)."""
+        self.buffer += data
+        self.has_ended = not data
+
+
+class Download(Flow):
+    """From the relay: in pieces, each behind its length. One of no bytes is the end, and nothing else is."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, first: bytes) -> None:
+        """``first`` came already."""
+        super().__init__(source, sink)
+        self._length = bytearray()
+        #: Bytes that are still to come of this piece.
+        self._left = 0
+        if first:
+            self._take(first)
+
+    def _take(self, data: bytes) -> None:
+        self.is_cut = not data
+        while data and not self.has_ended:
+            if self._left:
+                part = data[: self._left]
+                self.buffer += part
+                self._left -= len(part)
+            else:
+                part = data[: LENGTH_BYTES - len(self._length)]
+                self._length += part
+                if len(self._length) == LENGTH_BYTES:
+                    self._left = int.from_bytes(self._length, "big")
+                    self._length.clear()
+                    self.has_ended = self._left == 0
+            data = data[len(part) :]
 
 
 class Connection:
@@ -170,14 +212,16 @@ class Connection:
             if self._is_open:
                 self._up.read()
                 self._down.read()
-                if self._down.has_ended and not self._up.is_done and self._is_cut():
-                    self._end("", is_cut=True)
+                if self._down.is_cut:
+                    self._break_off()  # the relay told the reason to the logs
                     return
                 self._up.write()
                 self._down.write()
         except OSError as e:
-            problem = "" if self._is_open else f"the connection to the runner's relay broke: {e.strerror}"
-            self._end(problem, is_cut=True)
+            if self._is_open:
+                self._break_off()
+            else:
+                self._end(f"the connection to the runner's relay broke: {e.strerror}")
             return
         if self._up.is_done and self._down.is_done:
             self._end("")
@@ -191,22 +235,36 @@ class Connection:
         """Pass on the request and look for the relay's answer; returns what is wrong, if something is."""
         self._up.write()
         self._down.read()
-        line, newline, _ = self._down.buffer.partition(b"\n")
+        line, newline, rest = self._down.buffer.partition(b"\n")
         if not newline:
             is_garbage = self._down.has_ended or len(line) > REPLY_BYTES
             return "the runner's relay gave no answer" if is_garbage else ""
         if line != b"ok":
             return line.decode("utf-8", "replace").removeprefix("error ")
-        del self._down.buffer[: len(line) + 1]
+        self._down = Download(self._relay, self._client, bytes(rest))
         self._loop.cancel(id(self))
         self._is_open = True
         return ""
 
-    def _is_cut(self) -> bool:
-        """Has the relay closed both directions while ours is still open? It told the reason to the logs."""
-        poll = select.poll()
-        poll.register(self._relay.fileno(), 0)
-        return bool(poll.poll(0))
+    def _break_off(self) -> None:
+        """Reset the client when it has read what came: some (all that use libuv) take a reset together with data for
+        an end."""
+        give_up_s = time.monotonic() + READ_TIMEOUT_S
+
+        def look() -> None:
+            try:
+                self._down.write()
+                is_behind = bool(self._down.buffer) or _is_unread(self._client)
+            except OSError:
+                is_behind = False  # it is gone; or there is no list of sockets here, then nothing can be known
+            if is_behind and time.monotonic() < give_up_s:
+                self._loop.at(id(self), LOOK_S, look)
+            else:
+                self._end("", is_cut=True)
+
+        for sock in (self._client, self._relay):
+            self._loop.forget(sock.fileno())
+        look()
 
     def _end(self, problem: str, *, is_cut: bool = False) -> None:
         """Close both sides; the client sees a broken connection rather than an end when it is not a proper one."""
@@ -221,3 +279,22 @@ class Connection:
             self._loop.forget(sock.fileno())
             sock.close()
         self._forwarder.ended(self)
+
+
+def _is_unread(client: socket.socket) -> bool:
+    """Has its other end, a socket of the same sandbox, still to read some of what was sent to it? Raises OSError."""
+    us, them = client.getsockname()[1], client.getpeername()[1]
+    return any(
+        (ends == (us, them) and unsent) or (ends == (them, us) and unread) for ends, unsent, unread in _sockets()
+    )
+
+
+def _sockets() -> Iterator[tuple[tuple[int, int], bool, bool]]:
+    """The TCP sockets of this sandbox: own and other port; are bytes on their way to the other, are bytes unread?"""
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(path, encoding="ascii") as lines:
+            next(lines)
+            for line in lines:
+                _, own, other, _, queues, *_ = line.split()
+                unsent, unread = queues.split(":")
+                yield (int(own[-4:], 16), int(other[-4:], 16)), unsent != "00000000", unread != "00000000"
