@@ -17,8 +17,8 @@ test: ## all tests, with coverage
 test-long: ## the property tests with many more examples; half an hour or more
 	BANANAS_HYPOTHESIS=long sh scripts/run --dev .venv/bin/python -m pytest --timeout=0 tests/property
 
-test-bare: ## the set-up on bare Debian roots, in containers; minutes, needs root, mmdebstrap and a package index
-	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py tests/setup/debian.py
+test-bare: ## the set-up and the systemd units on bare Debian roots, in containers; needs root, mmdebstrap and a package index
+	sh scripts/run --dev .venv/bin/python -m pytest --timeout=900 -v tests/setup/bare.py tests/setup/debian.py tests/setup/units.py
 
 wheels: ## collect every package for machines without an index, see BANANAS_WHEELS in docs/setup.md
 	sh scripts/wheels
