@@ -16,7 +16,7 @@ from runner.egress import Caps
 from runner.relay import Event, Relay
 from tests.contract.node_host import NodeHost
 from tests.contract.shim_host import Answer
-from tests.contract.test_shim_egress import INSIDE, break_off, echo, flood
+from tests.contract.test_shim_egress import INSIDE, echo, flood, say_much
 
 SOURCE = """
 const net = require('node:net');
@@ -140,8 +140,8 @@ def test_a_relay_that_ends_in_the_middle_breaks_the_connection(node: Path) -> No
 
 def test_code_reads_what_came_before_the_cut(node: Path) -> None:
     """The reset waits for a reader that is behind, who would take it for an end if it found data before it."""
-    with network(node, serve=break_off) as net:
-        assert net.call("late").json() == ["ECONNRESET", 10_000]
+    with network(node, serve=say_much, caps=Caps(connection_bytes=100_001)) as net:
+        assert net.call("late").json() == ["ECONNRESET", 100_000]
 
 
 def test_a_port_that_is_taken_ends_the_sandbox_with_the_reason(node: Path) -> None:
