@@ -1,20 +1,17 @@
-"""The runner's side of ``egress``: the routes of a sandbox, which addresses a name may lead to, and the limits.
+"""The runner's side of ``egress``: the routes of a sandbox, and the limits.
 
 A sandbox has no network. Each target gets a loopback address inside (``plan``), where the shim's forwarder listens;
 the forwarder asks the runner's relay (``runner.relay``) for the target by name. What a target may be is decided by
-``bananas.targets``, what a name may resolve to here: only public addresses. So a name that (now) resolves to Redis, to
-the gateway or to the cloud's metadata service is refused, whoever controls the name. Used by ``runner.sandbox``.
+``bananas.targets``, what a name may resolve to by ``bananas.addresses``: only public addresses. So a name that (now)
+resolves to Redis, to the gateway or to the cloud's metadata service is refused, whoever controls the name. Used by
+``runner.sandbox``.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gevent.socket
-
-from bananas.addresses import is_public as is_public
 from bananas.errors import ConfigError
 from bananas.targets import NAME_NET, literal, parse_target
 
@@ -67,9 +64,3 @@ def plan(targets: Sequence[str]) -> list[Route]:
 def extra_hosts(routes: Sequence[Route]) -> dict[str, str]:
     """The lines that /etc/hosts in the sandbox needs: name → address. Literal addresses need none."""
     return {route.name: route.ip for route in routes if literal(route.name) is None}
-
-
-def resolve(host: str) -> list[str]:
-    """IPv4 and IPv6 addresses of a name by the runner's resolver, best first. Raises OSError or UnicodeError."""
-    found = gevent.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))

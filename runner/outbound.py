@@ -58,13 +58,13 @@ def connect(find: Callable[[], Sequence[str]], port: int, on_try: Callable[[str]
             on_try(address)
             left_s = deadline_s - time.monotonic()
             try:
-                return _dial(address, port, max(TRY_TIMEOUT_S, left_s / (len(addresses) - number)))
+                return dial(address, port, max(TRY_TIMEOUT_S, left_s / (len(addresses) - number)))
             except OSError as e:
                 failure = f"{address}: {e.strerror or e}"
     raise Refused(failure or "the name has no address")
 
 
-def _dial(address: str, port: int, timeout_s: float) -> Any:
+def dial(address: str, port: int, timeout_s: float) -> Any:
     """A connection to a literal address: what was checked is what is connected to, nothing is resolved again."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock: Any = gevent.socket.socket(family, socket.SOCK_STREAM)

@@ -24,33 +24,25 @@ import gevent.socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+from bananas.addresses import is_public
 from bananas.targets import Target, parse_target
-from runner import egress
+from runner import outbound
 from runner.egress import Caps
+from runner.outbound import Refused, Resolve
 from runner.transport import listen_unix
 
 log = logging.getLogger(__name__)
 
 OnLog = Callable[[bytes], None]
-#: Host name → addresses as text, in the order to try them; raises OSError when there are none.
-Resolve = Callable[[str], Sequence[str]]
 
 REQUEST_BYTES = 300
 REQUEST_TIMEOUT_S = 5.0
-#: For DNS, and for DNS and all tries to connect together; one try has its share of what is left, at least this long.
-RESOLVE_TIMEOUT_S = 5.0
-CONNECT_TIMEOUT_S = 10.0
-TRY_TIMEOUT_S = 2.0
 #: Without a byte in either direction.
 IDLE_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 1.0
 _CHUNK_BYTES = 64 * 1024
 #: Before each piece that goes to the sandbox: its length. One of no bytes is the end; without it, it was cut.
 _LENGTH = struct.Struct(">I")
-
-
-class _Refused(Exception):
-    """Not connected; the text goes to user code's logs and to the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +133,7 @@ class Relay:
         on_event: Callable[[Event], None],
         *,
         caps: Caps | None = None,
-        resolve: Resolve = egress.resolve,
+        resolve: Resolve = outbound.resolve,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         """Listen at ``path`` for requests for one of ``targets`` (as in ``bananas.yaml``).
@@ -226,16 +218,16 @@ class Relay:
             asked = connection.target = self._read_request(client)
             limit = self._caps.connections
             if len(self._greenlets) > limit:
-                raise _Refused(
+                raise Refused(
                     f"the sandbox has {limit} connections open already, which is the limit (BANANAS_EGRESS_CONNECTIONS)"
                 )
             target = self._targets.get(asked)
             if target is None:
-                raise _Refused("the target is not in the pool's egress list")
+                raise Refused("the target is not in the pool's egress list")
             if self._bound.allowed is not None and asked not in self._bound.allowed:
-                raise _Refused(f"the target is not in the egress list of function {self._bound.function!r}")
+                raise Refused(f"the target is not in the egress list of function {self._bound.function!r}")
             upstream = self._connect(target, connection)
-        except _Refused as e:
+        except Refused as e:
             connection.reason = str(e)
             client.settimeout(REQUEST_TIMEOUT_S)
             client.sendall(f"error {e}\n".encode())
@@ -247,62 +239,35 @@ class Relay:
     def _read_request(client: Any) -> str:
         """The target in the sandbox's first line."""
         line = b""
-        with gevent.Timeout(REQUEST_TIMEOUT_S, _Refused(f"no request within {REQUEST_TIMEOUT_S:g} s")):
+        with gevent.Timeout(REQUEST_TIMEOUT_S, Refused(f"no request within {REQUEST_TIMEOUT_S:g} s")):
             # Nothing follows the line before our answer does, so reading on cannot take bytes of the stream.
             while not line.endswith(b"\n"):
                 data = client.recv(REQUEST_BYTES + 1 - len(line))
                 line += data
                 if not data or len(line) > REQUEST_BYTES:
-                    raise _Refused(f"the request is not one line of at most {REQUEST_BYTES} bytes")
+                    raise Refused(f"the request is not one line of at most {REQUEST_BYTES} bytes")
         try:
             target = json.loads(line)["target"]
         except (ValueError, TypeError, KeyError, RecursionError):
             target = None
         if not isinstance(target, str) or not target.isascii() or not target.isprintable():
-            raise _Refused('the request is not {"target": "host:port"}')
+            raise Refused('the request is not {"target": "host:port"}')
         return target
 
     def _connect(self, target: Target, connection: _Connection) -> Any:
-        failure = ""
-        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-        with gevent.Timeout(CONNECT_TIMEOUT_S, _Refused(f"no connection within {CONNECT_TIMEOUT_S:g} s")):
-            addresses = self._addresses(target)
-            for number, address in enumerate(addresses):
-                connection.address = address
-                left_s = deadline_s - time.monotonic()
-                try:
-                    return self._dial(address, target.port, max(TRY_TIMEOUT_S, left_s / (len(addresses) - number)))
-                except OSError as e:
-                    failure = f"{address}: {e.strerror or e}"
-        raise _Refused(failure or "the name has no address")
+        def trying(address: str) -> None:
+            connection.address = address
 
-    @staticmethod
-    def _dial(address: str, port: int, timeout_s: float) -> Any:
-        """A connection to a literal address: what was checked is what is connected to, nothing is resolved again."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        upstream: Any = gevent.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            upstream.settimeout(timeout_s)
-            upstream.connect((address, port))
-            upstream.settimeout(None)
-            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            upstream.close()
-            raise
-        return upstream
+        return outbound.connect(lambda: self._addresses(target), target.port, trying)
 
     def _addresses(self, target: Target) -> Sequence[str]:
         """Where the target may be reached: the address that it names itself, else the public ones of its name."""
         if target.address is not None:
             return [target.address]
-        try:
-            with gevent.Timeout(RESOLVE_TIMEOUT_S, _Refused(f"no answer from DNS within {RESOLVE_TIMEOUT_S:g} s")):
-                found = self._resolve(target.host)
-        except (OSError, UnicodeError) as e:
-            raise _Refused(f"the name does not resolve: {e}") from e
-        public = [address for address in found if egress.is_public(address)]
+        found = outbound.look_up(target.host, self._resolve)
+        public = [address for address in found if is_public(address)]
         if found and not public:
-            raise _Refused(
+            raise Refused(
                 f"the name resolves to {found[0]}, which is not a public address; if it is meant, list "
                 f"{target.host}={found[0]}:{target.port} in the pool's egress"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bananas.addresses import is_public
 from bananas.errors import ConfigError, InvalidRequest
 from bananas.spec import FunctionSpec, PoolSpec
 from bananas.targets import Target, parse_target
@@ -101,13 +102,13 @@ def test_more_names_than_addresses_are_refused() -> None:
 )
 def test_addresses_of_machines_nearby_are_not_public(address: str) -> None:
     """Also when they hide in an IPv6 address."""
-    assert not egress.is_public(address)
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
 def test_addresses_of_the_internet_are_public(address: str) -> None:
     """IPv4 and IPv6."""
-    assert egress.is_public(address)
+    assert is_public(address)
 
 
 @pytest.mark.parametrize(

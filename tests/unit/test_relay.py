@@ -16,7 +16,7 @@ import gevent.socket
 import pytest
 from gevent.server import StreamServer
 
-from runner import relay
+from runner import outbound, relay
 from runner.egress import Caps
 from runner.relay import Event, Relay
 
@@ -250,7 +250,7 @@ def test_a_port_that_nobody_listens_on_is_an_error(bench: Bench, free_port: int)
 
 def test_dns_that_does_not_answer_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a connection that hangs."""
-    monkeypatch.setattr(relay, "RESOLVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(outbound, "RESOLVE_TIMEOUT_S", 0.1)
     bench.start("slow.example:1", resolve=lambda host: gevent.sleep(10) or [])
     assert bench.ask("slow.example:1") == b"error no answer from DNS within 0.1 s\n"
 
@@ -449,7 +449,7 @@ def test_a_name_with_an_address_leads_there_without_dns(directory: Path, address
         server.close()
 
 
-def test_a_name_that_changes_its_answer_reaches_nothing_private(bench: Bench) -> None:
+def test_a_name_that_changes_its_answer_reaches_nothing_private(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: each connection resolves anew and is checked anew; what is private is refused each time."""
     answers = [["93.184.216.34"], ["127.0.0.1"], ["169.254.169.254"], ["10.0.0.1"]]
     bench.start("evil.example:1", resolve=lambda _: answers.pop(0))
@@ -460,7 +460,7 @@ def test_a_name_that_changes_its_answer_reaches_nothing_private(bench: Bench) ->
         dialled.append(address)
         raise OSError(101, f"not from a test: {port} {timeout_s}")
 
-    bench.relay._dial = dial  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(outbound, "dial", dial)
     for _ in range(4):
         assert bench.ask("evil.example:1").startswith(b"error ")
     assert dialled == ["93.184.216.34"]
@@ -470,9 +470,9 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next_one(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken IPv6 route must not use up the time in which IPv4 would have worked."""
-    monkeypatch.setattr(relay, "TRY_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(relay, "CONNECT_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(relay.egress, "is_public", lambda address: bool(address))
+    monkeypatch.setattr(outbound, "TRY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(outbound, "CONNECT_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(relay, "is_public", lambda address: bool(address))
     with socket.socket() as full, socket.socket() as waits:
         full.bind(("127.0.0.2", bench.port))
         full.listen(0)
