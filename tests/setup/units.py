@@ -123,13 +123,13 @@ def host(engine: docker.DockerClient, run: Run, folder: Path, image: Callable[[s
         host.guide(SETTINGS)
         # Shorter than 30 s, so that a killed runner's job is back soon; long enough for a busy machine.
         machine.must(f"echo BANANAS_LEASE_S=9 >>{ENV_FILE}")
-        machine.must(f"systemctl start {GATEWAY} && printf s3cret | {BIN}/bananas secret set TOKEN")
+        host.guide(START)
+        machine.must(f"printf s3cret | {BIN}/bananas secret set TOKEN")
         app = machine.checkout / "units"
         (app / "nap").mkdir(parents=True)
         (app / "nap" / "handler.py").write_text(HANDLER)
         (app / "bananas.yaml").write_text(MANIFEST)
         machine.must(f"{BIN}/bananas deploy -f units/bananas.yaml")
-        host.guide(START)
         yield host
     finally:
         print(machine.sh("journalctl --no-pager -n 200 -u 'bananas*'").text)
