@@ -274,7 +274,7 @@ def test_all_comes_back_after_a_power_cut(host: Host) -> None:
 def test_one_unit_is_everything_on_one_host(host: Host) -> None:
     """``bananas.service``: ready with its own Redis, a job survives its stop, nothing is left running."""
     machine = host.machine
-    machine.must(f"systemctl disable --now {GATEWAY} {DEFAULT} {GPU} redis-server && mv {ENV_FILE} /root")
+    machine.must(f"systemctl disable --now {GATEWAY} {DEFAULT} {GPU} redis-server && mv {ENV_FILE} /var/lib")
     try:
         host.guide(ONE_HOST)
         machine.must(f"printf s3cret | {BIN}/bananas secret set TOKEN && {BIN}/bananas deploy -f units/bananas.yaml")
@@ -289,5 +289,5 @@ def test_one_unit_is_everything_on_one_host(host: Host) -> None:
         machine.must("systemctl disable --now bananas")
     finally:
         machine.must(
-            f"mv /root/bananas.env {ENV_FILE} && systemctl enable --now redis-server {GATEWAY} {DEFAULT} {GPU}"
+            f"mv /var/lib/bananas.env {ENV_FILE} && systemctl enable --now redis-server {GATEWAY} {DEFAULT} {GPU}"
         )
