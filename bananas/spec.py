@@ -89,6 +89,16 @@ class RateSpec(_Spec, frozen=True, kw_only=True):
         return parse_rate(self.limit)[0] if self.burst is None else self.burst
 
 
+def rate_of(limit: str | None, burst: int | None) -> RateSpec | None:
+    """The rate of the two as somebody writes them; None for none. Raises ValueError saying what is right."""
+    if limit is None:
+        if burst is not None:
+            raise ValueError("a burst is of a rate; give that too, such as 10/s")
+        return None
+    parse_rate(limit)
+    return msgspec.convert({"limit": limit.strip(), "burst": burst}, RateSpec)
+
+
 class ScheduleSpec(_Spec, frozen=True, kw_only=True):
     """When a function is called by itself (see ``bananas.schedules``)."""
 
@@ -141,6 +151,8 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     max_lifetime_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] | None = None
     #: A sandbox serves one attempt and is gone.
     single_use: bool = False
+    #: Attempts that one sandbox runs at once: as tasks of one loop, or in threads.
+    calls_per_sandbox: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     #: Sandboxes with the code loaded that each runner keeps, also without calls; None means what the pool says.
     min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] | None = None
     #: Of the pool's targets those that this function may reach, as ``host:port``; None means all of them.
@@ -159,9 +171,22 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
             raise ValueError("command: is for an image; what a handler needs is in its module")
         if self.secrets and self.image is not None:
             raise ValueError("secrets: reach no image of one's own in this release; leave one of the two out")
+        if self.calls_per_sandbox > 1 and (why_not := self._why_one_call()):
+            raise ValueError(f"calls_per_sandbox: {why_not}")
         for target in self.egress or ():
             if parse_target(target).key != target:
                 raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
+
+
+    def _why_one_call(self) -> str:
+        """Why one sandbox cannot run several calls of it; empty when it can."""
+        if self.single_use:
+            return "with single_use each sandbox serves one call; leave one of the two out"
+        if self.contract != "handler":
+            return "an image of one's own gets one call at a time; leave one of the two out"
+        if self.runtime.startswith("node"):
+            return "a sandbox of Node runs one call at a time in this release; leave it out, or write runtime: python"
+        return ""
 
 
 class Weights(_Spec, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ from bananas.spec import Version
 from runner.masking import Mask
 from runner.pool import SandboxPool
 from runner.reasons import EndReason, of_failure
-from runner.slot import Reuse, Slot, binding_of
+from runner.slot import Reuse, Seat, binding_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Running:
     claim: Claim
     #: Monotonic seconds of the last moment at which the lease was known to stand.
     lease_seen_s: float
-    slot: Slot | None = None
+    seat: Seat | None = None
     logs: LogBuffer = field(default_factory=LogBuffer)
     mask: Mask = field(default_factory=lambda: Mask({}))
     #: JSON text of the progress it told last, and of what the record is known to have of it.
@@ -89,12 +89,20 @@ class Running:
     started_at_ms: int = 0
 
     def abandon(self, why: str) -> None:
-        """End it, unless it is over: the sandbox dies now, the greenlet that runs it notices and reports nothing."""
+        """End it, unless it is over: the sandbox dies now, the greenlet that runs it notices and reports nothing.
+
+        Calls that share the sandbox end with it and go back to the queue; they hear of ``why``.
+        """
         if self.over:
             return
         self.abandoned = self.abandoned or why
-        if self.slot is not None and self.slot.sandbox is not None:
-            self.slot.sandbox.interrupt()
+        if self.seat is not None:
+            self.seat.interrupt(f"was ended ({why})")
+
+    @property
+    def is_untouched(self) -> bool:
+        """True when it holds a seat in a loaded sandbox and nothing of it was sent there: no reason to end that."""
+        return self.seat is not None and self.seat.slot.is_bound and not self.sent
 
     @property
     def untold(self) -> bytes | None:
@@ -190,19 +198,15 @@ class Executor:
     ) -> CallReply:
         claim, spec = running.claim, version.spec
         binding = binding_of(version, secrets)
-        slot = running.slot = pool.acquire(profile, binding, Reuse.of(spec))
-        timings["wait_sandbox_ms"] = slot.wait_ms
-        if running.abandoned or slot.sandbox is None:
+        seat = running.seat = pool.acquire(profile, binding, Reuse.of(spec))
+        timings["wait_sandbox_ms"] = seat.wait_ms
+        if running.abandoned or seat.sandbox is None:
             raise SandboxDied("abandoned")
-        slot.uses += 1
-        try:
-            pool.bind(slot, binding, spec.init_timeout_ms / 1000, running.logs)
-        except TimeoutError as e:
-            raise TimeoutError(f"loading the code took longer than init_timeout ({spec.init_timeout_ms} ms)") from e
-        timings["init_ms"] = slot.init_ms
+        pool.bind(seat, binding, spec.init_timeout_ms / 1000, running.logs)
+        timings["init_ms"] = seat.init_ms
         timeout_s = claim.timeout_ms / 1000
         call = Invocation(
-            claim.token, claim.id, claim.failures + 1, claim.payload, timeout_s, traceparent=claim.traceparent
+            seat.nth_use, claim.id, claim.failures + 1, claim.payload, timeout_s, traceparent=claim.traceparent
         )
 
         def told(progress: bytes) -> None:
@@ -212,7 +216,7 @@ class Executor:
         sent = time.monotonic()
         running.sent = True
         try:
-            return slot.sandbox.invoke(call, running.logs, told)
+            return seat.sandbox.invoke(call, running.logs, told)
         except TimeoutError as e:
             raise TimeoutError(f"the attempt took longer than its timeout ({claim.timeout_ms} ms)") from e
         finally:
@@ -220,37 +224,42 @@ class Executor:
 
     def _sandbox_failed(self, running: Running, pool: SandboxPool, cause: Exception) -> tuple[Outcome, dict[str, Any]]:
         """The sandbox must go, and everything in it is dead before this is reported."""
-        info = ExitInfo()
-        if running.slot is not None:
+        info, seat = ExitInfo(), running.seat
+        if seat is not None and not running.is_untouched:
             why = EndReason.ABANDONED if running.abandoned else of_failure(cause)
-            info = pool.destroy(running.slot, why, running.logs)
+            info = pool.destroy(seat, why, running.logs)
         if isinstance(cause, TimeoutError):
             return Outcome.TIMEOUT, {"type": "Timeout", "message": str(cause)}
+        if seat is not None and seat.victim_of:
+            return _displaced(running.claim, seat)
+        others = ""
+        if seat is not None and seat.slot.ended_calls > 1:
+            others = f"; {seat.slot.ended_calls} calls ran in the sandbox, and any of them may be the cause"
         if info.oom:
             limit = f"{pool.spec.memory_mb} MiB (pool {pool.name!r})"
             return Outcome.OOM, {
                 "type": "OutOfMemory",
-                "message": f"the function used more memory than its limit of {limit}",
+                "message": f"the function used more memory than its limit of {limit}{others}",
             }
         if isinstance(cause, ProtocolError):
-            return Outcome.CRASHED, {"type": "ProtocolViolation", "message": str(cause)}
-        message = f"the function's process {info.describe()} before it answered"
+            return Outcome.CRASHED, {"type": "ProtocolViolation", "message": f"{cause}{others}"}
+        message = f"the function's process {info.describe()} before it answered{others}"
         return Outcome.CRASHED, {"type": "Crashed", "message": message}
 
     def _give_back(self, running: Running, pool: SandboxPool, reply: CallReply | None) -> None:
         running.over = True
-        if running.slot is None:
+        if running.seat is None:
             return
-        is_reusable = reply is not None and reply.reusable and not running.abandoned
+        is_reusable = running.is_untouched or (reply is not None and reply.reusable and not running.abandoned)
         if running.abandoned:
             why_not = EndReason.ABANDONED
         elif reply is not None:
             why_not = EndReason.LEFTOVERS
             if reply.why_not:
-                log.info("sandbox %s of job=%s: %s", running.slot.id, running.claim.id, reply.why_not)
+                log.info("sandbox %s of job=%s: %s", running.seat.slot.id, running.claim.id, reply.why_not)
         else:
             why_not = EndReason.FAILED if running.sent else EndReason.FAILED_LOAD
-        pool.release(running.slot, reusable=is_reusable, why_not=why_not)
+        pool.release(running.seat, reusable=is_reusable, why_not=why_not)
 
     def _settlement(
         self,
@@ -260,7 +269,7 @@ class Executor:
         reply: CallReply | None,
         timings: dict[str, float],
     ) -> Settlement:
-        claim, slot, logs = running.claim, running.slot, running.mask.text(running.logs.text())
+        claim, seat, logs = running.claim, running.seat, running.mask.text(running.logs.text())
         retry_after = (error or {}).get("retry_after_s")
         decision = retry.decide(
             outcome, claim.retries, claim.failures, claim.starts, self._rng, retry_after_s=retry_after
@@ -270,10 +279,10 @@ class Executor:
             outcome=outcome,
             runner=self._runner,
             started_at_ms=running.started_at_ms,
-            start=slot.start if slot else None,
-            start_reason=(slot.reason or None) if slot else None,
-            sandbox=slot.sandbox.id if slot and slot.sandbox else None,
-            nth_use=slot.uses if slot else 0,
+            start=seat.start if seat else None,
+            start_reason=(seat.reason or None) if seat else None,
+            sandbox=seat.sandbox.id if seat and seat.sandbox else None,
+            nth_use=seat.nth_use if seat else 0,
             timings={name: round(value, 3) for name, value in timings.items()},
             error=error,
             log_bytes=len(logs),
@@ -287,6 +296,15 @@ def _outcome_of(reply: CallReply) -> tuple[Outcome, dict[str, Any] | None]:
     if reply.error is None:
         return Outcome.OK, None
     return (Outcome.PERMANENT if reply.error.get("permanent") else Outcome.ERROR), reply.error
+
+
+def _displaced(claim: Claim, seat: Seat) -> tuple[Outcome, dict[str, Any]]:
+    """Not its own fault, so nothing is used up; but who is unlucky again and again pays for it like for a crash."""
+    message = f"another call in the same sandbox {seat.victim_of}, which ended every call in it"
+    if claim.starts < LIMITS.max_starts:
+        return Outcome.DISPLACED, {"type": "Displaced", "message": message}
+    message += f"; this was so too often ({claim.starts + 1} times), so it counts as a crash"
+    return Outcome.CRASHED, {"type": "Displaced", "message": message}
 
 
 def _as_error(e: BananasError) -> dict[str, Any]:

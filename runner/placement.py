@@ -1,5 +1,8 @@
 """Decide which sandbox takes an attempt, which ones go, and how many are missing. Pure functions: no clock, no engine.
 
+A sandbox that may run several calls is filled before another one is used: that is what sharing is for, and the others
+stay idle long enough to be evicted.
+
 Reuse is last in, first out: the hottest sandbox works, the others stay idle long enough to be evicted (after
 OpenWhisk's ContainerPool.schedule and Fn's slot queue). ``pool.py`` and ``ledger.py`` apply what is decided here.
 """
@@ -53,8 +56,18 @@ class Evictable(Protocol):
         ...
 
 
+class Shared(Protocol):
+    """A sandbox that runs calls and has room for more."""
+
+    @property
+    def seats(self) -> Sequence[object]:
+        """One for each call."""
+        ...
+
+
 S = TypeVar("S", bound=IdleSandbox)
 E = TypeVar("E", bound=Evictable)
+F = TypeVar("F", bound=Shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ def place(
 
     Args:
         idle: idle sandboxes in the order in which they became idle.
-        total: all sandboxes of the pool that count as places: idle, busy, and awaited by an attempt.
+        total: the places that are taken: by each sandbox one, idle, busy or awaited, and by each further call in it.
         capacity: the most places the pool may have.
         kept: asked for the idle ones that go only if there is nothing else.
     """
@@ -84,6 +97,11 @@ def place(
         return Placement("fresh", None)
     spared = {id(sandbox) for sandbox in kept()}
     return Placement("fresh", min(range(len(idle)), key=lambda i: (id(idle[i]) in spared, idle[i].idle_since_s)))
+
+
+def fullest(open_ones: Sequence[F]) -> F | None:
+    """Which of the sandboxes that have room gets the next call: the one with the most; of equals the newest."""
+    return max(reversed(open_ones), key=lambda one: len(one.seats), default=None)
 
 
 def victims(candidates: Sequence[E], need_mb: int) -> list[E]:

@@ -13,44 +13,51 @@ another, and a stem that is to be bound holds nothing of any function. What a ca
     left-over processes     it is ended
     cancelled, lease lost   it is ended at once; nothing is reported
 
+Where ``calls_per_sandbox`` lets several calls run in it at once, a reason to end it after a call lets no other one
+begin, and it ends with the last of them. What ends it at once ends all of them: after a timeout or a cancelled call
+the others go back to the queue and have used nothing up; after a crash nobody knows whose it was, so it is everyone's.
+
 An idle one is ended after ``idle_timeout`` (``min_warm`` of a version stay), after ``max_lifetime``, soon after another
 version of its function was deployed, when the pool's settings or the image change, and when its place or its memory is
 needed by a waiting attempt of another function: the longest unused first. The words for each are in ``reasons.py``.
 
 Every greenlet of the runner may call in here; state only changes between two points where greenlets switch, so it
-needs no lock. Places (``concurrency``) are taken by bound sandboxes and by attempts that wait for one; stems, and those
-being bound for ``min_warm``, come on top.
+needs no lock. Places (``concurrency``) are taken by attempts, also by those that wait for a sandbox or share one, and
+by idle sandboxes; stems, and those being bound for ``min_warm``, come on top.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random, SystemRandom
-from typing import Any
 
 import gevent
 from gevent.event import Event
 
-from bananas.protocols import Binding, Clock, ExitInfo, SandboxFactory, SandboxProfile
+from bananas.errors import SandboxStartError
+from bananas.protocols import Binding, Clock, ExitInfo, HandlerLoadError, SandboxFactory, SandboxProfile
 from bananas.spec import PoolSpec
 from runner import placement
 from runner.alarm import Alarm, Setbacks
+from runner.endings import Endings, OnLog
 from runner.gate import Gate
 from runner.ledger import Ledger
+from runner.readiness import Readiness
 from runner.reasons import EndReason, Start, StartReason, Tally
-from runner.slot import Plan, Reuse, SandboxState, Slot, Wish, fits
+from runner.roster import Roster
+from runner.slot import Plan, Reuse, SandboxState, Seat, Slot, fits
 from runner.slot import profile_of as profile_of
-from runner.supply import Supply
+from runner.supply import WAIT_S, Supply
 from runner.warmups import WarmUps
 
 #: An idle sandbox of a version that is not current any more goes after this long; queued jobs of it may still come.
 STALE_S = 5.0
 #: Spares are made this long after one was taken: the attempt that took it is bound and mostly done by then.
 REFILL_DELAY_S = 0.1
-
-OnLog = Callable[[bytes], None]
+#: How long an attempt waits for a sandbox that another one has loaded; that one has shorter deadlines.
+JOIN_S = WAIT_S + 660.0
 
 
 class SandboxPool:
@@ -77,18 +84,19 @@ class SandboxPool:
         self._tally = tally or Tally()
         self._alarm = alarm or Alarm(clock)
         self._rng = rng or SystemRandom()
+        self._endings = Endings(name, self._tally, self._forget)
+        self._end = self._endings.soon
         self._supply = Supply(factory, gate, self._ledger, self._spare_made, self._end, self._failed)
-        self._plan = Plan()
-        self._slots: list[Slot] = []
-        self._idle: list[Slot] = []
-        self._warm_ups = WarmUps(gate, self._supply, self._is_wanted, self.bind, self._welcome, self._warm_up_failed)
+        self._roster = Roster()
         #: By stem profile or key.
         self._setbacks = Setbacks(clock)
+        self._readiness = Readiness(self._roster, self._supply, self._ledger, self._setbacks, self._end)
+        self._warm_ups = WarmUps(
+            *(gate, self._supply, self._readiness.is_wanted, self._load, self._welcome, self._warm_up_failed)
+        )
         #: Claimed attempts that have not come to ``acquire`` yet.
         self._reserved = 0
-        self._endings: set[gevent.Greenlet[..., Any]] = set()
-        self._is_closed = False
-        #: Set whenever a slot becomes free.
+        #: Set whenever a place becomes free.
         self.freed = Event()
         self._ledger.join(self)
 
@@ -97,7 +105,7 @@ class SandboxPool:
     @property
     def free(self) -> int:
         """How many attempts could be taken on now."""
-        return max(0, self.spec.concurrency - self._reserved - (len(self._slots) - len(self._idle)))
+        return max(0, self.spec.concurrency - self._reserved - self._roster.at_work)
 
     def reserve(self) -> None:
         """Keep a place for an attempt that was claimed; its greenlet calls ``unreserve`` when it gets to run."""
@@ -110,121 +118,104 @@ class SandboxPool:
 
     def states(self) -> Counter[str]:
         """How many sandboxes are in each state."""
-        counts = Counter(slot.state.value for slot in self._slots if slot.sandbox is not None)
+        counts = Counter(slot.state.value for slot in self._roster.slots if slot.sandbox is not None)
         counts[SandboxState.STARTING.value] += self._supply.creating.total() + len(self._warm_ups.slots)
         counts[SandboxState.STEM.value] += len(self._supply.stems)
-        counts[SandboxState.ENDING.value] += len(self._endings)
+        counts[SandboxState.ENDING.value] += len(self._endings.greenlets)
         return counts
 
     # -- what the executor does -------------------------------------------------------------------------------
 
-    def acquire(self, profile: SandboxProfile, binding: Binding, reuse: Reuse = Reuse()) -> Slot:  # noqa: B008 - frozen
-        """A slot whose sandbox may serve the binding: a warm one, or a stem that still has to be bound.
+    def acquire(self, profile: SandboxProfile, binding: Binding, reuse: Reuse = Reuse()) -> Seat:  # noqa: B008 - frozen
+        """A seat in a sandbox that may serve the binding: a bound one, or a stem that still has to be.
 
         The caller must have checked ``free``. Raises SandboxError or EngineUnavailable when no sandbox could be
-        started; the pool is then as before.
+        started, HandlerLoadError or TimeoutError when another attempt could not load the code; the pool is then as
+        before.
         """
         began = time.monotonic()
-        slot = self._warm_or_fresh((profile, *binding.identity), profile, binding, reuse)
-        slot.state, slot.wait_ms = SandboxState.BUSY, (time.monotonic() - began) * 1000
-        self._tell_start(slot)
-        return slot
+        key = (profile, *binding.identity)
+        seat = self._beside(key) if reuse.calls > 1 else None
+        seat = seat or self._warm_or_fresh(key, profile, binding, reuse)
+        seat.slot.state, seat.wait_ms = SandboxState.BUSY, (time.monotonic() - began) * 1000
+        self._tell_start(seat.slot, seat.start, seat.reason, seat.wait_ms)
+        return seat
 
-    def bind(self, slot: Slot, binding: Binding, timeout_s: float, on_log: OnLog) -> None:
-        """Bind a slot's stem, if it is one. Errors as of ``Sandbox.bind``; the caller then destroys the slot."""
-        if not slot.is_bound and slot.sandbox is not None:
-            slot.init_ms = slot.sandbox.bind(binding, timeout_s, on_log)
-            slot.is_bound = True
-            lifetime_s = placement.lifetime_s(slot.reuse.max_lifetime_s, self._rng.random())
-            slot.ends_at_s = self._clock.mono_s() + lifetime_s
+    def bind(self, seat: Seat, binding: Binding, timeout_s: float, on_log: OnLog) -> None:
+        """Bind a seat's stem, if it is one. Errors as of ``Sandbox.bind``; the caller then destroys or releases it."""
+        if not seat.slot.is_bound:
+            seat.init_ms = self._load(seat.slot, binding, timeout_s, on_log)
 
-    def release(self, slot: Slot, *, reusable: bool, why_not: EndReason = EndReason.FAILED) -> None:
-        """Give a slot back after a call; one that may not serve again is ended, if it was not already."""
-        if slot.state is SandboxState.ENDING:
-            return
-        end = self._why_end(slot) if reusable else why_not
-        if end is not None:
-            self._end(slot, end)
-        elif not self._supply.hand_over(slot):
-            self._rest(slot)
+    def release(self, seat: Seat, *, reusable: bool, why_not: EndReason = EndReason.FAILED) -> None:
+        """Give a seat back after a call; a sandbox that may not serve again is ended with its last call, if it was not
+        already."""
+        slot = seat.slot
+        seat.leave()
+        if not slot.is_ending:
+            slot.retired = slot.retired or (self._why_end(slot) if reusable else why_not)
+            if slot.retired is None and not self._supply.hand_over(slot) and not slot.seats:
+                self._rest(slot)
+        self._leave(seat)
 
-    def destroy(self, slot: Slot, why: EndReason, on_log: OnLog | None = None) -> ExitInfo:
-        """End a slot's sandbox; everything in it is dead when this returns. Logs that were still on the way go to
-        ``on_log``."""
-        self._forget(slot)
-        info = slot.sandbox.terminate(on_log) if slot.sandbox is not None else ExitInfo()
-        if info.oom:
-            why = EndReason.FAILED_OOM
-        if slot.sandbox is not None:
-            self._tally.ended(self.name, slot.function, slot.id, slot.uses, why)
-        return info
+    def destroy(self, seat: Seat, why: EndReason, on_log: OnLog | None = None) -> ExitInfo:
+        """End a seat's sandbox and every call in it; everything in it is dead when this returns. Logs that were still
+        on the way go to ``on_log``."""
+        if why is EndReason.FAILED_TIMEOUT and not seat.slot.is_ending:
+            seat.blame("ran into its timeout")
+        return self._endings.now(seat.slot, why, on_log)
 
     # -- what the upkeep and the supervisor do ------------------------------------------------------------------
 
     def reconfigure(self, spec: PoolSpec) -> None:
         """Take new settings; idle sandboxes that do not fit them go now, busy ones after their call."""
         self.spec = spec
-        for slot in list(self._idle):
+        for slot in list(self._roster.idle):
             if (end := self._why_end(slot)) is not None:
                 self._end(slot, end)
-        self._aim()
+        self._readiness.aim(spec)
+        self._alarm.by(self._clock.mono_s())
 
     def prepare(self, plan: Plan) -> None:
         """What to keep ahead of need from now on; ``expire`` and ``refill`` see to it."""
-        if plan != self._plan:
-            self._plan = plan
-            self._setbacks.clear()
-            self._aim()
-
-    def _aim(self) -> None:
-        fitting = [profile for profile in self._plan.stems if fits(profile, self.spec)]
-        self._supply.aim(dict.fromkeys(fitting, self.spec.stems) if self.spec.stems else {})
-        self._alarm.by(self._clock.mono_s())
+        if self._readiness.prepare(plan, self.spec):
+            self._alarm.by(self._clock.mono_s())
 
     def expire(self) -> float | None:
         """End idle sandboxes whose time is over; returns seconds until the next one's would be."""
         now_s = self._clock.mono_s()
-        kept = {id(slot) for slot in self._kept()}
+        kept = {id(slot) for slot in self._readiness.kept()}
 
         def timeout_s(slot: Slot) -> float:
             limit_s = self.spec.idle_timeout_ms / 1000
-            if self._outdated(slot) is not None:
+            if self._readiness.outdated(slot) is not None:
                 return min(STALE_S, limit_s)
             return float("inf") if id(slot) in kept else limit_s
 
-        for slot in placement.expired(self._idle, now_s, timeout_s):
+        for slot in placement.expired(self._roster.idle, now_s, timeout_s):
             is_old = slot.ends_at_s <= now_s
-            self._end(slot, EndReason.MAX_LIFETIME if is_old else self._outdated(slot) or EndReason.IDLE)
-        return placement.next_expiry_s(self._idle, now_s, timeout_s)
+            self._end(slot, EndReason.MAX_LIFETIME if is_old else self._readiness.outdated(slot) or EndReason.IDLE)
+        return placement.next_expiry_s(self._roster.idle, now_s, timeout_s)
 
     def refill(self) -> float | None:
         """Have missing stems and ``min_warm`` sandboxes started, behind waiting work; returns seconds until a failed
         one is to be tried again."""
-        if self._is_closed:
+        if self._readiness.is_closed:
             return None
-        self._supply.refill(self._setbacks.may_try)
-        wishes = {wish.key: wish for wish in self._plan.wishes if fits(wish.profile, self.spec)}
-        have = Counter(slot.key for slot in self._slots if slot.sandbox is not None)
-        have.update(slot.key for slot in self._warm_ups.slots)
-        for key, number in placement.missing(have, {key: wish.number for key, wish in wishes.items()}).items():
-            for _ in range(number if self._setbacks.may_try(key) else 0):
-                if not self._ledger.fits(wishes[key].profile.memory_mb) or not self._has_place(wishes[key]):
-                    break
-                self._warm_ups.start(wishes[key])
+        self._readiness.refill(self.spec, self._warm_ups)
         return self._setbacks.next_s()
 
     def close(self, deadline_s: float) -> None:
         """End every idle sandbox and stem, interrupt the busy ones (their owners destroy them), within the deadline."""
-        self._is_closed = True
+        self._readiness.close()
         self._supply.close()
         self._warm_ups.interrupt()
-        for slot in list(self._slots):
+        for slot in list(self._roster.slots):
             if slot.state is SandboxState.IDLE:
                 self._end(slot, EndReason.SHUTDOWN)
             elif slot.sandbox is not None:
                 slot.sandbox.interrupt()
         deadline = time.monotonic() + deadline_s
-        while pending := [*self._endings, *self._warm_ups.greenlets, *self._supply.makers]:
+        while pending := [*self._endings.greenlets, *self._warm_ups.greenlets, *self._supply.makers]:
             if (left_s := deadline - time.monotonic()) <= 0:
                 break
             gevent.joinall(pending, timeout=left_s)
@@ -233,12 +224,12 @@ class SandboxPool:
 
     def evictable(self) -> Sequence[Slot]:
         """Idle sandboxes, ``min_warm`` ones after the others, then stems."""
-        kept = {id(slot) for slot in self._kept()}
-        for slot in self._idle:
+        kept = {id(slot) for slot in self._readiness.kept()}
+        for slot in self._roster.idle:
             slot.rank = 1 if id(slot) in kept else 0
         for stem in self._supply.stems:
             stem.rank = 2
-        return [*self._idle, *self._supply.stems]
+        return [*self._roster.idle, *self._supply.stems]
 
     def evict(self, victim: placement.Evictable, why: EndReason = EndReason.MEMORY) -> None:
         """End one of them."""
@@ -249,48 +240,89 @@ class SandboxPool:
 
     # -- inside: attempts ---------------------------------------------------------------------------------------
 
-    def _warm_or_fresh(self, key: object, profile: SandboxProfile, binding: Binding, reuse: Reuse) -> Slot:
+    def _beside(self, key: object) -> Seat | None:
+        """A seat in a sandbox that runs other calls of the key, or is being loaded for one; None when there is none.
+        Raises why the code did not load."""
         while True:
-            choice = placement.place(self._idle, len(self._slots), self.spec.concurrency, key, self._kept)
+            slot = placement.fullest(self._roster.open_to(key, self._clock.mono_s()))
+            if slot is None:
+                return None
+            if slot.is_bound and slot.sandbox is not None and not slot.sandbox.is_alive:
+                slot.retired = EndReason.DIED
+                continue
+            seat = slot.seat(Start.WARM, StartReason.SHARED)
+            try:
+                is_settled = slot.is_bound or slot.settled.wait(timeout=JOIN_S)
+                if slot.is_bound and slot.retired is None and not slot.is_ending:
+                    return seat
+            except BaseException:
+                self._leave(seat)
+                raise
+            self._leave(seat)
+            if slot.failure is not None:
+                raise slot.failure
+            if not is_settled:
+                raise SandboxStartError(f"the sandbox of another attempt was not ready within {JOIN_S:g} s")
+
+    def _warm_or_fresh(self, key: object, profile: SandboxProfile, binding: Binding, reuse: Reuse) -> Seat:
+        while True:
+            choice = placement.place(
+                self._roster.idle, self._roster.places, self.spec.concurrency, key, self._readiness.kept
+            )
             if choice.index is None:
                 break
-            slot = self._idle[choice.index]
+            slot = self._roster.idle[choice.index]
             if choice.kind == "fresh":
                 self._end(slot, EndReason.CAPACITY)
                 break
             if slot.sandbox is not None and slot.sandbox.is_alive:
-                self._idle.pop(choice.index)
-                slot.start, slot.reason, slot.init_ms = Start.WARM, StartReason.NONE, 0.0
-                return slot
+                self._roster.idle.pop(choice.index)
+                return slot.seat(Start.WARM)
             self._end(slot, EndReason.DIED)
-        is_known = any(slot.key == key for slot in self._slots)
+        is_known = self._roster.knows(key)
         slot = Slot(key, binding.function, binding.version, reuse=reuse)
-        self._slots.append(slot)
+        self._roster.add(slot)
         try:
-            return self._fresh(slot, profile, StartReason.ALL_BUSY if is_known else StartReason.NONE_IDLE)
+            seat = slot.seat(Start.COLD)
+            return self._fresh(seat, profile, StartReason.ALL_BUSY if is_known else StartReason.NONE_IDLE)
         except BaseException:
             self._forget(slot)
             raise
 
-    def _fresh(self, slot: Slot, profile: SandboxProfile, why: StartReason) -> Slot:
-        """The slot with a stem in it; or another, bound one, that came free meanwhile."""
+    def _fresh(self, seat: Seat, profile: SandboxProfile, why: StartReason) -> Seat:
+        """The seat with a stem behind it; or one in another, bound sandbox, that came free meanwhile."""
         stem = self._supply.take(profile)
         if stem is not None:
-            slot.start, slot.reason = Start.STEM, why
-            self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
+            seat.start, seat.reason = Start.STEM, why
         else:
-            slot.start, slot.reason = Start.COLD, StartReason.NO_STEM if self.spec.stems else StartReason.STEMS_OFF
-            stem = self._supply.wait(profile, slot.key)
-            if stem.is_bound:
-                self._forget(slot)
-                # Only now: who gave it back was still to tell how it had got it.
-                stem.start, stem.reason, stem.init_ms = Start.WARM, StartReason.FREED, 0.0
-                return stem
+            seat.reason = StartReason.NO_STEM if self.spec.stems else StartReason.STEMS_OFF
+            got = self._supply.wait(profile, seat.slot.key)
+            if isinstance(got, Seat):
+                self._forget(seat.slot)
+                return got
+            stem = got
             # The engine makes them again: what failed ahead of need need not wait any longer.
             self._setbacks.succeeded(profile)
-            self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
-        slot.adopt(stem)
-        return slot
+        self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
+        seat.slot.adopt(stem)
+        return seat
+
+    def _load(self, slot: Slot, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
+        """Bind the slot's stem; returns the ms that took. Errors as of ``Sandbox.bind``."""
+        assert slot.sandbox is not None
+        try:
+            init_ms = slot.sandbox.bind(binding, timeout_s, on_log)
+        except TimeoutError as e:
+            words = f"loading the code took longer than init_timeout ({round(timeout_s * 1000)} ms)"
+            slot.failure = TimeoutError(words)
+            raise slot.failure from e
+        except HandlerLoadError as e:
+            slot.failure = e
+            raise
+        slot.is_bound = True
+        slot.ends_at_s = self._clock.mono_s() + placement.lifetime_s(slot.reuse.max_lifetime_s, self._rng.random())
+        slot.settled.set()
+        return init_ms
 
     def _why_end(self, slot: Slot) -> EndReason | None:
         """Why a slot whose call went well may not serve again; None when it may."""
@@ -300,61 +332,33 @@ class SandboxPool:
             return EndReason.MAX_USES
         if slot.ends_at_s <= self._clock.mono_s():
             return EndReason.MAX_LIFETIME
-        if self._is_closed:
+        if self._readiness.is_closed:
             return EndReason.SHUTDOWN
         if slot.sandbox is None or not fits(slot.sandbox.profile, self.spec):
             return EndReason.POOL_CHANGED
-        return EndReason.CAPACITY if len(self._slots) > self.spec.concurrency else None
+        return EndReason.CAPACITY if not slot.seats and self._roster.places > self.spec.concurrency else None
 
     def _rest(self, slot: Slot) -> None:
         now_s = self._clock.mono_s()
-        slot.state, slot.idle_since_s = SandboxState.IDLE, now_s
-        self._idle.append(slot)
-        self.freed.set()
+        self._roster.rest(slot, now_s)
         timeout_s = self.spec.idle_timeout_ms / 1000
-        if self._outdated(slot) is not None:
+        if self._readiness.outdated(slot) is not None:
             timeout_s = min(STALE_S, timeout_s)
         self._alarm.by(min(slot.ends_at_s, now_s + timeout_s))
         self._ledger.make_room(0)
 
     # -- inside: ahead of need ----------------------------------------------------------------------------------
 
-    def _kept(self) -> list[Slot]:
-        """The idle ones that ``min_warm`` keeps."""
-        busy = Counter(slot.key for slot in self._slots if slot.state is SandboxState.BUSY)
-        return placement.kept(self._idle, busy, {wish.key: wish.number for wish in self._plan.wishes})
-
-    def _outdated(self, slot: Slot) -> EndReason | None:
-        """Why new jobs of its function will not come to the slot; None when they will."""
-        if self._plan.versions is None:
-            return None
-        current = self._plan.versions.get(slot.function)
-        if current == slot.version:
-            return None
-        return EndReason.REMOVED if current is None else EndReason.NEW_VERSION
-
-    def _is_wanted(self, wish: Wish) -> bool:
-        return not self._is_closed and wish in self._plan.wishes and self._ledger.fits(wish.profile.memory_mb)
-
-    def _has_place(self, wish: Wish) -> bool:
-        """Room in the pool without taking it from others; an idle one of the same function that is of no use any
-        more makes some."""
-        if len(self._slots) + len(self._warm_ups.slots) < self.spec.concurrency:
-            return True
-        for slot in self._idle:
-            if slot.function == wish.binding.function and slot.key != wish.key:
-                self._end(slot, self._outdated(slot) or EndReason.POOL_CHANGED)
-                return True
-        return False
-
-    def _welcome(self, slot: Slot) -> None:
-        """A ``min_warm`` sandbox is ready: an attempt may have been waiting for it."""
-        self._tell_start(slot)
+    def _welcome(self, slot: Slot, wait_ms: float) -> None:
+        """A ``min_warm`` sandbox is ready: attempts may have been waiting for it."""
+        self._tell_start(slot, Start.MIN_WARM, wait_ms=wait_ms)
         self._setbacks.succeeded(slot.key)
-        self._slots.append(slot)
-        if self._supply.hand_over(slot):
+        self._roster.add(slot)
+        while slot.has_room(self._clock.mono_s()) and self._supply.hand_over(slot):
             slot.state = SandboxState.BUSY
-        elif (end := self._why_end(slot)) is not None:
+        if slot.seats:
+            return
+        if (end := self._why_end(slot)) is not None:
             self._end(slot, end)
         else:
             self._rest(slot)
@@ -366,35 +370,31 @@ class SandboxPool:
     def _spare_made(self, stem: Slot) -> None:
         stem.idle_since_s = self._clock.mono_s()
         self._setbacks.succeeded(stem.sandbox.profile if stem.sandbox is not None else None)
-        self._tell_start(stem)
+        self._tell_start(stem, Start.SPARE)
 
-    def _tell_start(self, slot: Slot) -> None:
-        self._tally.started(self.name, slot.function, slot.id, slot.start, slot.reason, slot.wait_ms)
+    def _tell_start(
+        self, slot: Slot, start: Start, reason: StartReason = StartReason.NONE, wait_ms: float = 0.0
+    ) -> None:
+        self._tally.started(self.name, slot.function, slot.id, start, reason, wait_ms)
 
     def _failed(self, what: object) -> None:
         self._alarm.by(self._setbacks.failed(what))
 
     # -- inside: ends -------------------------------------------------------------------------------------------
 
-    def _end(self, slot: Slot, why: EndReason) -> None:
-        """Destroy in the background: nobody waits for a sandbox that is of no use any more."""
-        self._forget(slot)
-        _track(self._endings, self.destroy, slot, why)
+    def _leave(self, seat: Seat) -> None:
+        """Give a seat up; the last one ends a sandbox that takes no more calls."""
+        seat.leave()
+        if seat.slot.retired is not None and not seat.slot.seats:
+            self._end(seat.slot, seat.slot.retired)
+        self.freed.set()
 
     def _forget(self, slot: Slot) -> None:
         slot.state = SandboxState.ENDING
+        slot.settled.set()
         self._ledger.give(slot.memory_mb)
         slot.memory_mb = 0
-        if slot in self._idle:
-            self._idle.remove(slot)
-        if slot in self._slots:
-            self._slots.remove(slot)
+        if self._roster.remove(slot):
             self.freed.set()
         # There is room now, in this pool or in memory.
         self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
-
-
-def _track(group: set[gevent.Greenlet[..., Any]], run: Callable[..., Any], *args: object) -> None:
-    greenlet = gevent.spawn(run, *args)
-    group.add(greenlet)
-    greenlet.link(group.discard)

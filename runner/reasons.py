@@ -29,6 +29,7 @@ class StartReason(StrEnum):
 
     NONE = ""  # nothing is better than an idle one
     FREED = "freed"  # warm: it became free while the attempt waited for a container
+    SHARED = "shared"  # warm: it runs other calls at the same time (`calls_per_sandbox`)
     NONE_IDLE = "none_idle"  # stem: this runner had no sandbox of the version
     ALL_BUSY = "all_busy"  # stem: those of the version were all at work
     NO_STEM = "no_stem"  # cold: the spare ones were used up

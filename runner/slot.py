@@ -1,15 +1,21 @@
-"""One sandbox as its pool sees it: whom it serves, since when, how often, and how long it may."""
+"""One sandbox as its pool sees it: whom it serves, since when, how often, and how long it may. And the seats in it.
+
+An attempt holds a *seat*. Most sandboxes have one; those of a function with ``calls_per_sandbox`` have several, whose
+calls run at once and end together when the sandbox does.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
-from bananas.protocols import Binding, Sandbox, SandboxProfile, Secret
+from gevent.event import Event
+
+from bananas.protocols import Binding, ExitInfo, Sandbox, SandboxProfile, Secret
 from bananas.spec import FunctionSpec, PoolSpec, Version
-from runner.reasons import Start, StartReason
+from runner.reasons import EndReason, Start, StartReason
 
 
 class SandboxState(StrEnum):
@@ -29,12 +35,14 @@ class Reuse:
     max_uses: int | None = None
     max_lifetime_s: float | None = None
     single_use: bool = False
+    #: How many of its calls may run in one sandbox at once.
+    calls: int = 1
 
     @classmethod
     def of(cls, spec: FunctionSpec) -> Self:
         """What the function says."""
         lifetime_s = None if spec.max_lifetime_ms is None else spec.max_lifetime_ms / 1000
-        return cls(spec.max_uses, lifetime_s, spec.single_use)
+        return cls(spec.max_uses, lifetime_s, spec.single_use, spec.calls_per_sandbox)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class Plan:
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A sandbox, or the place that an attempt holds while it waits for one."""
+    """A sandbox, or the place that an attempt takes while it waits for one."""
 
     key: object = None
     function: str = ""
@@ -74,13 +82,23 @@ class Slot:
     sandbox: Sandbox | None = None
     state: SandboxState = SandboxState.STARTING
     is_bound: bool = False
-    #: How the attempt that holds it got it, why, and how long that took in ms.
-    start: Start = Start.COLD
-    reason: StartReason = StartReason.NONE
-    wait_ms: float = 0.0
-    init_ms: float = 0.0
+    #: The attempts that are in it, or wait until it is there; and how many there ever were.
+    seats: list[Seat] = field(default_factory=list, repr=False)
     uses: int = 0
     reuse: Reuse = Reuse()
+    #: Why it takes no more calls: it ends with the last of those that run.
+    retired: EndReason | None = None
+    #: Set once the code is loaded, or never will be; ``failure`` then says why, if the code is to blame.
+    settled: Event = field(default_factory=Event)
+    failure: Exception | None = None
+    #: The seat for whose sake it was ended with all others in it, and what became of that call.
+    culprit: Seat | None = None
+    cause: str = ""
+    #: Its end: ordered; how many calls that ended; everything in it is dead, and how that came.
+    is_ending: bool = False
+    ended_calls: int = 0
+    dead: Event = field(default_factory=Event)
+    exit: ExitInfo = field(default_factory=ExitInfo)
     #: What the ledger holds for it, in MiB.
     memory_mb: int = 0
     #: Monotonic seconds by the pool's clock.
@@ -98,6 +116,59 @@ class Slot:
         """Take over the sandbox of a stem, which is not used any more."""
         self.sandbox, self.memory_mb = stem.sandbox, stem.memory_mb
         stem.sandbox, stem.memory_mb = None, 0
+
+    def has_room(self, now_s: float) -> bool:
+        """May one more call begin in it?"""
+        is_used_up = self.reuse.max_uses is not None and self.uses >= self.reuse.max_uses
+        is_over = self.retired is not None or self.is_ending or self.ends_at_s <= now_s
+        return len(self.seats) < self.reuse.calls and not is_used_up and not is_over
+
+    def seat(self, start: Start, reason: StartReason = StartReason.NONE) -> Seat:
+        """Take a seat in it; the caller has seen that there is room."""
+        self.uses += 1
+        seat = Seat(self, start, reason, self.uses)
+        self.seats.append(seat)
+        return seat
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """What an attempt holds: a place for one call in a sandbox, how it got it, why, and how long that took."""
+
+    slot: Slot
+    start: Start
+    reason: StartReason
+    #: The how manieth call of the sandbox this is; unique among them.
+    nth_use: int
+    wait_ms: float = 0.0
+    init_ms: float = 0.0
+
+    @property
+    def sandbox(self) -> Sandbox | None:
+        """None until there is one."""
+        return self.slot.sandbox
+
+    @property
+    def victim_of(self) -> str:
+        """What became of another call, for whose sake this one's sandbox was ended; empty when that is not so."""
+        return self.slot.cause if self.slot.culprit is not self else ""
+
+    def leave(self) -> None:
+        """Idempotent."""
+        if self in self.slot.seats:
+            self.slot.seats.remove(self)
+
+    def blame(self, cause: str) -> None:
+        """The sandbox is about to be ended because of this call; ``cause`` continues "another call in it"."""
+        if self.slot.culprit is None:
+            self.slot.culprit, self.slot.cause = self, cause
+
+    def interrupt(self, cause: str) -> None:
+        """End the call from another greenlet, at once, and with it the sandbox."""
+        self.blame(cause)
+        self.slot.retired = self.slot.retired or EndReason.ABANDONED
+        if self.slot.sandbox is not None:
+            self.slot.sandbox.interrupt()
 
 
 def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str, shim: str = "python") -> SandboxProfile:
@@ -135,4 +206,5 @@ def binding_of(version: Version, secrets: dict[str, Secret]) -> Binding:
         secrets=secrets,
         egress=version.spec.egress,
         command=version.spec.command,
+        calls=version.spec.calls_per_sandbox,
     )

@@ -19,8 +19,8 @@ from bananas.errors import BananasError, SandboxStartError
 from bananas.protocols import SandboxFactory, SandboxProfile
 from runner.gate import Gate
 from runner.ledger import Ledger
-from runner.reasons import EndReason, Start
-from runner.slot import SandboxState, Slot
+from runner.reasons import EndReason, Start, StartReason
+from runner.slot import SandboxState, Seat, Slot
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ class _Ticket:
     def __init__(self, profile: SandboxProfile, key: object) -> None:
         self.profile = profile
         self.key = key
-        self.slot: Slot | None = None
+        #: A stem, or a seat in a bound one.
+        self.got: Slot | Seat | None = None
         self.error: Exception | None = None
         self.is_served = Event()
 
@@ -81,8 +82,8 @@ class Supply:
                 self._end(stem, EndReason.DIED)
         return None
 
-    def wait(self, profile: SandboxProfile, key: object) -> Slot:
-        """The next stem of the profile, or the next bound slot of the key. Raises what the create raised."""
+    def wait(self, profile: SandboxProfile, key: object) -> Slot | Seat:
+        """The next stem of the profile, or a seat in the next bound one of the key. Raises what the create raised."""
         ticket = _Ticket(profile, key)
         self._tickets.append(ticket)
         self._make_as_needed(profile)
@@ -90,21 +91,21 @@ class Supply:
             ticket.is_served.wait(timeout=WAIT_S)
             if ticket.error is not None:
                 raise ticket.error
-            if ticket.slot is None:
+            if ticket.got is None:
                 raise SandboxStartError(
                     f"no sandbox of pool {profile.pool!r} could be had within {WAIT_S:g} s: {len(self._tickets)} "
                     "attempts wait; is the engine in trouble?"
                 )
-            return ticket.slot
+            return ticket.got
         finally:
             if ticket in self._tickets:
                 self._tickets.remove(ticket)
 
     def hand_over(self, slot: Slot) -> bool:
-        """Give a bound slot to an attempt that waits for its key; False when none does."""
+        """Give a seat in a bound slot to an attempt that waits for its key; False when none does."""
         for ticket in self._tickets:
             if ticket.key == slot.key:
-                self._serve(ticket, slot)
+                self._serve(ticket, slot.seat(Start.WARM, StartReason.FREED))
                 return True
         return False
 
@@ -200,7 +201,7 @@ class Supply:
             raise
         finally:
             self.creating[profile] -= 1
-        return Slot(sandbox=sandbox, memory_mb=profile.memory_mb, state=SandboxState.STEM, start=Start.SPARE)
+        return Slot(sandbox=sandbox, memory_mb=profile.memory_mb, state=SandboxState.STEM)
 
     def _offer(self, profile: SandboxProfile, stem: Slot) -> None:
         if self._is_closed:
@@ -230,9 +231,9 @@ class Supply:
         if is_spare:
             self._on_failure(profile)
 
-    def _serve(self, ticket: _Ticket, slot: Slot | None) -> None:
+    def _serve(self, ticket: _Ticket, got: Slot | Seat | None) -> None:
         self._tickets.remove(ticket)
-        ticket.slot = slot
+        ticket.got = got
         ticket.is_served.set()
 
     def _drop(self, stem: Slot, why: EndReason) -> None:

@@ -16,7 +16,7 @@ from gevent.lock import BoundedSemaphore
 from bananas.errors import BananasError
 from bananas.protocols import Binding, HandlerLoadError
 from runner.gate import Gate
-from runner.reasons import EndReason, Start
+from runner.reasons import EndReason
 from runner.slot import Slot, Wish
 from runner.supply import Supply
 
@@ -31,15 +31,17 @@ class WarmUps:
         gate: Gate,
         supply: Supply,
         is_wanted: Callable[[Wish], bool],
-        bind: Callable[[Slot, Binding, float, Callable[[bytes], None]], None],
-        on_ready: Callable[[Slot], None],
+        load: Callable[[Slot, Binding, float, Callable[[bytes], None]], float],
+        on_ready: Callable[[Slot, float], None],
         on_failure: Callable[[Slot, EndReason], None],
     ) -> None:
-        """``is_wanted`` is asked when its turn has come; every slot that gets a sandbox ends in one of the last two."""
+        """``is_wanted`` is asked when its turn has come; every slot that gets a sandbox ends in one of the last two.
+        ``on_ready`` hears how many ms it took.
+        """
         self._gate = gate
         self._supply = supply
         self._is_wanted = is_wanted
-        self._bind = bind
+        self._load = load
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._turn = BoundedSemaphore(1)
@@ -49,7 +51,7 @@ class WarmUps:
 
     def start(self, wish: Wish) -> None:
         """Begin one more."""
-        slot = Slot(wish.key, wish.binding.function, wish.binding.version, start=Start.MIN_WARM, reuse=wish.reuse)
+        slot = Slot(wish.key, wish.binding.function, wish.binding.version, reuse=wish.reuse)
         self.slots.append(slot)
         greenlet = gevent.spawn(self._run, slot, wish)
         self.greenlets.add(greenlet)
@@ -73,13 +75,12 @@ class WarmUps:
                 finally:
                     self._gate.leave(is_spare=True)
                 # What the code prints while it is loaded belongs to no job.
-                self._bind(slot, wish.binding, wish.init_timeout_s, lambda _: None)
+                self._load(slot, wish.binding, wish.init_timeout_s, lambda _: None)
         except Exception as e:  # whatever it is, the slot must be given back
             is_defect = not isinstance(e, BananasError | HandlerLoadError | TimeoutError)
             log.warning("min_warm of function %s pool=%s: %s", slot.function, wish.profile.pool, e, exc_info=is_defect)
             self._on_failure(slot, EndReason.FAILED_LOAD)
         else:
-            slot.wait_ms = (time.monotonic() - began) * 1000
-            self._on_ready(slot)
+            self._on_ready(slot, (time.monotonic() - began) * 1000)
         finally:
             self.slots.remove(slot)

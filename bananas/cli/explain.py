@@ -31,6 +31,7 @@ _OUTCOMES: Final = {
     "start": "no sandbox could be started; no retry was used",
     "lost": "its runner died or was cut off, so its lease ran out; no retry was used",
     "handed_back": "its runner was stopped and gave it back; no retry was used",
+    "displaced": "another call in the same sandbox ended both; no retry was used",
     "cancelled": "somebody cancelled the job",
     "expired": "the job had not begun within its expires_after",
 }
@@ -41,6 +42,7 @@ _STARTS: Final = {
 }
 _START_REASONS: Final = {
     "freed": "it came free while the attempt waited for a container",
+    "shared": "it ran other calls at the same time",
     "none_idle": "the runner had none with this version; min_warm keeps some ready",
     "all_busy": "those with this version were all at work; a larger min_warm keeps more ready",
     "no_stem": "the spare ones were used up; min_warm keeps some ready",

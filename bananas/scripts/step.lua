@@ -62,7 +62,8 @@ local function settle(id, token, action, delay, outcome, reason, result, err, at
     redis.call('HSET', key, 'state', 'scheduled', 'due', due, 'enqueued', due, 'error', err)
     schedule_push(j[3], id, due)
     count('retries')
-  else -- back: as if it had never been claimed, but for the token
+  else -- back: as if it had never been claimed, but for the token and the count that bounds what is free of charge
+    if outcome == 'displaced' then redis.call('HINCRBY', key, 'starts', 1) end
     backs[#backs + 1] = {id = id, fn = j[2], pool = j[3], prio = j[4], enqueued = tonumber(j[6])}
   end
   return 1

@@ -171,6 +171,7 @@ class QueueModel(Model):
             self.put_off(job, job.due)
             self.counters["retries"] += 1
         else:
+            job.starts += end.outcome == "displaced"
             backs.append(job)
         return True
 

@@ -34,6 +34,7 @@ REPLIES = (keys.reply("g1"), keys.reply("g2"))
 ENDS: tuple[tuple[Any, Outcome, str], ...] = (
     ("complete", Outcome.OK, ""),
     ("back", Outcome.HANDED_BACK, ""),
+    ("back", Outcome.DISPLACED, ""),
     ("retry", Outcome.ERROR, ""),
     ("dead", Outcome.TIMEOUT, "retries_exhausted"),
     ("dead", Outcome.PERMANENT, "permanent"),

@@ -18,7 +18,7 @@ from runner.gate import Gate
 from runner.ledger import Ledger
 from runner.pool import SandboxPool, profile_of
 from runner.reasons import EndReason, Tally
-from runner.slot import Plan, Reuse, SandboxState, Slot, Wish
+from runner.slot import Plan, Reuse, SandboxState, Seat, Wish
 
 SPEC = PoolSpec(concurrency=2, idle_timeout_ms=10_000)
 HELLO = Binding("hello", "v1", "handler.handle", "a" * 64, None)
@@ -49,27 +49,26 @@ def profile(spec: PoolSpec = SPEC) -> SandboxProfile:
     return profile_of("default", spec, "image", "sha256:1")
 
 
-def use(pool: SandboxPool, binding: Binding = HELLO, *, reusable: bool = True, reuse: Reuse = Reuse()) -> Slot:  # noqa: B008
-    slot = pool.acquire(profile(pool.spec), binding, reuse)
-    slot.uses += 1
-    pool.bind(slot, binding, 1.0, lambda _: None)
-    pool.release(slot, reusable=reusable)
+def use(pool: SandboxPool, binding: Binding = HELLO, *, reusable: bool = True, reuse: Reuse = Reuse()) -> Seat:  # noqa: B008
+    seat = pool.acquire(profile(pool.spec), binding, reuse)
+    pool.bind(seat, binding, 1.0, lambda _: None)
+    pool.release(seat, reusable=reusable)
     gevent.sleep(0)
-    return slot
+    return seat
 
 
 def test_second_call_of_a_version_is_warm_and_uses_the_same_sandbox(pool, factory):
     """After an attempt that may be followed by another, the sandbox is used again."""
     first = use(pool)
     second = use(pool)
-    assert first is second
-    assert (second.start, second.uses, len(factory.created)) == ("warm", 2, 1)
+    assert first.slot is second.slot
+    assert (second.start, second.nth_use, len(factory.created)) == ("warm", 2, 1)
 
 
 def test_first_call_is_cold_and_says_why(pool):
     """A start carries its reason."""
-    slot = use(pool)
-    assert (slot.start, slot.reason) == ("cold", "no_stem")
+    seat = use(pool)
+    assert (seat.start, seat.reason) == ("cold", "no_stem")
 
 
 def test_a_sandbox_never_serves_another_version(pool, factory):
@@ -98,15 +97,15 @@ def test_last_in_first_out(pool, factory):
         pool.bind(slot, HELLO, 1, lambda _: None)
     pool.release(a, reusable=True)
     pool.release(b, reusable=True)
-    assert pool.acquire(profile(), HELLO) is b
+    assert pool.acquire(profile(), HELLO).slot is b.slot
 
 
 def test_free_counts_idle_sandboxes_as_free_and_busy_ones_not(pool):
     """The worker claims no more than it can place at once."""
     assert pool.free == 2
-    slot = pool.acquire(profile(), HELLO)
+    seat = pool.acquire(profile(), HELLO)
     assert pool.free == 1
-    pool.release(slot, reusable=True)
+    pool.release(seat, reusable=True)
     assert pool.free == 2
 
 
@@ -115,17 +114,17 @@ def test_a_claimed_attempt_holds_its_place_before_it_runs(pool):
     pool.reserve()
     assert pool.free == 1
     pool.unreserve()
-    slot = pool.acquire(profile(), HELLO)
+    seat = pool.acquire(profile(), HELLO)
     assert pool.free == 1
-    pool.release(slot, reusable=False)
+    pool.release(seat, reusable=False)
     assert pool.free == 2
 
 
 def test_not_reusable_is_destroyed_and_its_place_is_free(pool, factory):
     """What may not serve again is gone, and nothing leaks."""
-    slot = use(pool, reusable=False)
+    seat = use(pool, reusable=False)
     assert factory.created[0].terminated
-    assert slot.state is SandboxState.ENDING
+    assert seat.slot.state is SandboxState.ENDING
     assert pool.free == 2
     assert pool.states()["idle"] == 0
 
@@ -134,8 +133,8 @@ def test_a_sandbox_that_died_while_idle_is_not_handed_out(pool, factory):
     """Its death costs no call a try."""
     use(pool)
     factory.created[0].interrupted = True
-    slot = use(pool)
-    assert (slot.start, len(factory.created)) == ("cold", 2)
+    seat = use(pool)
+    assert (seat.start, len(factory.created)) == ("cold", 2)
     assert pool.states()["idle"] == 1
 
 
@@ -149,8 +148,8 @@ def test_max_uses_ends_a_sandbox(pool, factory, tally):
 
 def test_single_use_gives_every_attempt_a_sandbox_of_its_own(pool, factory, tally):
     """Nothing of one call can be there in the next one."""
-    slots = [use(pool, reuse=Reuse(single_use=True)) for _ in range(3)]
-    assert [slot.uses for slot in slots] == [1, 1, 1]
+    seats = [use(pool, reuse=Reuse(single_use=True)) for _ in range(3)]
+    assert [seat.nth_use for seat in seats] == [1, 1, 1]
     assert [s.terminated for s in factory.created] == [True, True, True]
     assert ends(tally) == {"hello single_use": 3}
 
@@ -176,18 +175,19 @@ def test_max_lifetime_ends_a_sandbox_after_its_call_or_while_idle(pool, factory,
 
 def test_lifetimes_are_spread(pool, clock):
     """Two sandboxes of the same moment do not end in the same one."""
-    slots = [pool.acquire(profile(), HELLO, Reuse(max_lifetime_s=100)) for _ in range(2)]
-    for slot in slots:
-        pool.bind(slot, HELLO, 1.0, lambda _: None)
+    seats = [pool.acquire(profile(), HELLO, Reuse(max_lifetime_s=100)) for _ in range(2)]
+    for seat in seats:
+        pool.bind(seat, HELLO, 1.0, lambda _: None)
+    slots = [seat.slot for seat in seats]
     assert slots[0].ends_at_s != slots[1].ends_at_s
     assert all(90 <= slot.ends_at_s <= 100 for slot in slots)
 
 
 def test_destroy_then_release_is_harmless(pool, factory):
     """A sandbox destroyed for a timeout is not put back by the same attempt's end."""
-    slot = pool.acquire(profile(), HELLO)
-    pool.destroy(slot, EndReason.FAILED_TIMEOUT)
-    pool.release(slot, reusable=True)
+    seat = pool.acquire(profile(), HELLO)
+    pool.destroy(seat, EndReason.FAILED_TIMEOUT)
+    pool.release(seat, reusable=True)
     assert pool.states()["idle"] == 0
     assert pool.free == 2
 
@@ -243,9 +243,9 @@ def test_a_failed_start_leaves_the_pool_as_it_was(pool, factory):
 
 def test_a_failed_load_reaches_the_caller(pool):
     """Code that cannot be loaded is the function's error, not the pool's."""
-    slot = pool.acquire(profile(), replace(HELLO, handler="missing.handle"), None)
+    seat = pool.acquire(profile(), replace(HELLO, handler="missing.handle"))
     with pytest.raises(HandlerLoadError):
-        pool.bind(slot, replace(HELLO, handler="missing.handle"), 1, lambda _: None)
+        pool.bind(seat, replace(HELLO, handler="missing.handle"), 1, lambda _: None)
 
 
 def test_close_ends_idle_and_interrupts_busy(pool, factory):
@@ -261,8 +261,8 @@ def test_a_spare_stem_serves_a_first_call_and_another_is_made(pool, factory, tal
     """A first call finds a started sandbox; the refill comes after it."""
     stocked(pool)
     assert pool.states()["stem"] == SPEC.stems
-    slot = pool.acquire(profile(), HELLO)
-    assert (slot.start, slot.reason, slot.sandbox) == ("stem", "none_idle", factory.created[1])
+    seat = pool.acquire(profile(), HELLO)
+    assert (seat.start, seat.reason, seat.sandbox) == ("stem", "none_idle", factory.created[1])
     assert factory.created[1].binding is None
     assert pool.states()["stem"] == SPEC.stems - 1
     stocked(pool)
@@ -274,9 +274,9 @@ def test_a_stem_is_never_of_another_profile(pool, factory):
     """Settings and image of a sandbox are those of the job's pool, or it is not used."""
     stocked(pool)
     other = replace(profile(), image_id="sha256:2")
-    slot = pool.acquire(other, HELLO)
-    assert slot.start == "cold"
-    assert slot.sandbox.profile == other
+    seat = pool.acquire(other, HELLO)
+    assert seat.start == "cold"
+    assert seat.sandbox.profile == other
 
 
 def test_a_dead_stem_is_not_handed_out(pool, factory, tally):
@@ -305,8 +305,8 @@ def test_no_stems_are_kept_when_the_pool_wants_none(pool, factory):
     pool.reconfigure(replace_spec(stems=0))
     stocked(pool)
     assert factory.created == []
-    slot = pool.acquire(profile(), HELLO)
-    assert (slot.start, slot.reason) == ("cold", "stems_off")
+    seat = pool.acquire(profile(), HELLO)
+    assert (seat.start, seat.reason) == ("cold", "stems_off")
 
 
 def test_all_busy_is_told_apart_from_none_there(pool):
@@ -322,8 +322,8 @@ def test_min_warm_is_bound_before_any_call_and_outlives_the_idle_timeout(pool, f
     assert factory.created[0].binding == HELLO
     clock.advance(1000)
     assert pool.expire() is None
-    slot = use(pool)
-    assert (slot.start, slot.uses) == ("warm", 1)
+    seat = use(pool)
+    assert (seat.start, seat.nth_use) == ("warm", 1)
 
 
 def test_more_than_min_warm_expires(pool, factory, clock):
@@ -337,7 +337,7 @@ def test_more_than_min_warm_expires(pool, factory, clock):
     clock.advance(10)
     pool.expire()
     assert pool.states()["idle"] == 1
-    assert pool.acquire(profile(), HELLO) is b
+    assert pool.acquire(profile(), HELLO).slot is b.slot
 
 
 def test_what_min_warm_lost_is_made_again(pool, factory, clock):
@@ -452,13 +452,14 @@ def test_who_waits_for_a_container_takes_a_warm_one_that_comes_free(slow, clock)
     settle()
     slow.allowed.release()
     settle()
-    slot = first.get(timeout=1)
-    pool.bind(slot, HELLO, 1, lambda _: None)
+    seat = first.get(timeout=1)
+    pool.bind(seat, HELLO, 1, lambda _: None)
     assert not second.ready()
-    pool.release(slot, reusable=True)
-    assert slot.start == "cold", "whoever gives it back still tells how it got it"
-    assert second.get(timeout=1) is slot
-    assert (slot.start, slot.reason) == ("warm", "freed")
+    pool.release(seat, reusable=True)
+    assert seat.start == "cold", "whoever gives it back still tells how it got it"
+    freed = second.get(timeout=1)
+    assert freed.slot is seat.slot
+    assert (freed.start, freed.reason) == ("warm", "freed")
     assert pool.free == 2
     slow.allow(3)
     settle()
