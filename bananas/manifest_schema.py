@@ -6,100 +6,33 @@ in the text; ``bananas.manifest`` adds those. ``schema()`` is what editors compl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-import msgspec
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import core_schema
 
 from bananas import manifest_values as kinds
+from bananas.manifest_key import LEFT_OUT, Key, Keys, spec_key
 from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
 from bananas.spec import CONTRACTS, PRIORITIES, FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
 from bananas.spec import Weights as WeightsSpec
 from bananas.yamlmap import Loc
 
-#: Stands for a key that was not written; nothing reads it (see ``_Keys.fields``).
-LEFT_OUT: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """How the value of a key is read, described and defaulted."""
-
-    kind: Kind
-    says: str = ""
-    bounds: Bounds = field(default_factory=Bounds)
-    default: Any = None
-    #: The field of the spec it ends in; None when it is not part of one.
-    into: str | None = None
-
-    def read(self, value: Any) -> Any:
-        """The spec's value, or an error whose message is the finished sentence."""
-        try:
-            if value is None and not self.kind.takes_nothing:
-                raise ValueError("has no value; write one, or leave the key out")
-            return self.kind.read(value, self.bounds)
-        except ValueError as e:
-            # As context, because a template would take braces in the sentence for a field.
-            raise PydanticCustomError("bananas", "{says}", {"says": str(e)}) from e
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """A scalar is read by ``read`` alone; a list or mapping goes on to pydantic with its items."""
-        if self.kind.is_nested:
-            return core_schema.no_info_before_validator_function(self.read, handler(source))
-        return core_schema.no_info_plain_validator_function(self.read)
-
-    def __get_pydantic_json_schema__(self, inner: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """For editors."""
-        described = self.kind.json(self.bounds)
-        if self.kind in (kinds.RETRIES, kinds.SCHEDULE):  # the short form, or the mapping
-            described = {"anyOf": [described, handler(inner)]}
-        if self.kind is kinds.WEIGHTS:
-            described = handler(inner)
-        if self.kind is kinds.NAMED:
-            (each,) = handler(inner)["patternProperties"].values()
-            described["patternProperties"] = {kinds.NAME_BOUNDS.pattern: each}
-        default = {} if self.default is None else {"default": self.kind.show(self.default)}
-        return described | ({"description": self.says} if self.says else {}) | default
-
-
-def _spec(struct: type[msgspec.Struct], into: str, kind: Kind, says: str) -> Key:
-    return Key(kind, says, Bounds.of(struct, into), getattr(struct(), into), into)
-
 
 def _fn(into: str, kind: Kind, says: str) -> Key:
-    return _spec(FunctionSpec, into, kind, says)
+    return spec_key(FunctionSpec, into, kind, says)
 
 
 def _pool(into: str, kind: Kind, says: str) -> Key:
-    return _spec(PoolSpec, into, kind, says)
+    return spec_key(PoolSpec, into, kind, says)
 
 
 def _retry(into: str, kind: Kind, says: str) -> Key:
-    return _spec(RetrySpec, into, kind, says)
+    return spec_key(RetrySpec, into, kind, says)
 
 
-class _Keys(BaseModel):
-    """A closed mapping. Every key may be left out; ``fields`` gives only those that were written."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    #: Keys of a later release, and what to do meanwhile.
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    def fields(self) -> dict[str, Any]:
-        """Spec field → value, for the keys that were written."""
-        found = {}
-        for name in self.model_fields_set:
-            key = next(m for m in type(self).model_fields[name].metadata if isinstance(m, Key))
-            if key.into:
-                value = getattr(self, name)
-                found[key.into] = value.fields() if isinstance(value, _Keys) else value
-        return found
-
-
-class Retries(_Keys):
+class Retries(Keys):
     """After a failure the job waits base * factor^n, at most cap, and is tried again up to max times."""
 
     max: Annotated[int, _retry("max", kinds.COUNT, "How many more tries after the first one.")] = LEFT_OUT
@@ -107,7 +40,12 @@ class Retries(_Keys):
     factor: Annotated[float, _retry("factor", kinds.AMOUNT, "Each wait is this many times the one before.")] = LEFT_OUT
     cap: Annotated[int, _retry("cap_ms", kinds.TIME, "No wait is longer than this.")] = LEFT_OUT
     jitter: Annotated[
-        str, _retry("jitter", kinds.choice("none", "full"), "none: exactly the wait; full: a random part of it.")
+        str,
+        _retry(
+            "jitter",
+            kinds.choice("none", "full"),
+            "none: exactly the wait; full: a random part of it, so that many failures do not return at once.",
+        ),
     ] = LEFT_OUT
 
 
@@ -115,13 +53,18 @@ def _plan(into: str, kind: Kind, says: str) -> Key:
     return Key(kind, says, Bounds.of(ScheduleSpec, into), getattr(ScheduleSpec(cron="@daily"), into), into)
 
 
-class Schedule(_Keys):
+class Schedule(Keys):
     """Calls the function by itself: at each slot of the cron expression there is one job."""
 
     cron: Annotated[
-        str, Key(kinds.CRON, "minute hour day-of-month month day-of-week, or @daily and the like.", into="cron")
+        str,
+        Key(
+            kinds.CRON,
+            "minute hour day-of-month month day-of-week, or @daily and the like; in quotes, for YAML's sake.",
+            into="cron",
+        ),
     ]
-    tz: Annotated[str, _plan("tz", kinds.ZONE, "The time zone whose clock counts, by its IANA name.")] = LEFT_OUT
+    tz: Annotated[str, _plan("tz", kinds.ZONE, "The time zone whose clock counts, such as Europe/Berlin.")] = LEFT_OUT
     catchup: Annotated[
         str,
         _plan("catchup", kinds.choice("none", "last", "all"), "Which slots fire later that came while no runner ran."),
@@ -130,14 +73,16 @@ class Schedule(_Keys):
         str,
         _plan("overlap", kinds.choice("allow", "skip", "queue"), "What a slot does while the job before still runs."),
     ] = LEFT_OUT
-    payload: Annotated[Any, _plan("payload", kinds.JSON, "What the handler gets as its event.")] = LEFT_OUT
+    payload: Annotated[
+        Any, _plan("payload", kinds.JSON, "What the handler gets as its event; at most 64 KiB as JSON.")
+    ] = LEFT_OUT
 
 
 def _weight(priority: str) -> Key:
-    return _spec(WeightsSpec, priority, kinds.COUNT, f"Share of {priority} jobs.")
+    return spec_key(WeightsSpec, priority, kinds.COUNT, f"Share of {priority} jobs.")
 
 
-class Weights(_Keys):
+class Weights(Keys):
     """How claims are shared among waiting jobs: each priority gets its weight's part of their sum."""
 
     high: Annotated[int, _weight("high")] = LEFT_OUT
@@ -145,20 +90,26 @@ class Weights(_Keys):
     low: Annotated[int, _weight("low")] = LEFT_OUT
 
 
-class Pool(_Keys):
+class Pool(Keys):
     """A route for jobs with its own sandbox settings."""
 
     LATER = frozenset({"image"})
 
-    concurrency: Annotated[int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, per runner.")] = LEFT_OUT
+    concurrency: Annotated[
+        int, _pool("concurrency", kinds.COUNT, "Jobs that run at once, on each runner that serves the pool.")
+    ] = LEFT_OUT
     max_concurrency: Annotated[
         int, _pool("max_concurrency", kinds.COUNT, "Jobs that run at once, over all runners; no limit unless written.")
     ] = LEFT_OUT
     weights: Annotated[
         Weights, _pool("weights", kinds.WEIGHTS, "How claims are shared among high, normal and low jobs that wait.")
     ] = LEFT_OUT
-    memory: Annotated[int, _pool("memory_mb", kinds.SIZE, "Memory of one sandbox; more is killed.")] = LEFT_OUT
-    cpus: Annotated[float, _pool("cpus", kinds.AMOUNT, "CPU cores that one sandbox may use.")] = LEFT_OUT
+    memory: Annotated[
+        int, _pool("memory_mb", kinds.SIZE, "Memory of one sandbox, /tmp included; code that needs more is killed.")
+    ] = LEFT_OUT
+    cpus: Annotated[
+        float, _pool("cpus", kinds.AMOUNT, "CPU time that one sandbox may use, in cores; 0.5 is half a core.")
+    ] = LEFT_OUT
     pids: Annotated[int, _pool("pids", kinds.COUNT, "Processes and threads in one sandbox.")] = LEFT_OUT
     tmp: Annotated[int, _pool("tmp_mb", kinds.SIZE, "Size of /tmp, the only writable folder; counts as memory.")] = (
         LEFT_OUT
@@ -174,7 +125,11 @@ class Pool(_Keys):
     ] = LEFT_OUT
     egress: Annotated[
         list[Annotated[str, Key(kinds.TARGET, bounds=kinds.TARGET_BOUNDS)]],
-        _pool("egress", kinds.TARGETS, "The only addresses, as host:port, that code in this pool can reach."),
+        _pool(
+            "egress",
+            kinds.TARGETS,
+            "The only addresses that code in this pool can reach; with none it has no network at all.",
+        ),
     ] = LEFT_OUT
     network: Annotated[
         str,
@@ -182,92 +137,160 @@ class Pool(_Keys):
     ] = LEFT_OUT
     gpus: Annotated[int, _pool("gpus", kinds.GPUS, "Whole GPUs that each sandbox gets for itself, or all.")] = LEFT_OUT
     runtime: Annotated[
-        str, _pool("runtime", kinds.choice("runc", "runsc"), "OCI runtime; the engine's default unless written.")
+        str,
+        _pool(
+            "runtime",
+            kinds.choice("runc", "runsc"),
+            "OCI runtime, runsc being gVisor; the engine's default unless written. Without it no job starts.",
+        ),
     ] = LEFT_OUT
 
 
 _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
 
 
-class Function(_Keys):
+class Function(Keys):
     """One function: where its code is and how it runs."""
 
     LATER = frozenset({"calls_per_sandbox"})
 
-    runtime: Annotated[str, _fn("runtime", kinds.RUNTIME, "python or node; python3.N and node22 pin one.")] = LEFT_OUT
-    path: Annotated[str, Key(kinds.FOLDER, "Folder of the code; functions/<name> unless written.")] = LEFT_OUT
-    handler: Annotated[str, _fn("handler", kinds.HANDLER, "module.function below that folder.")] = LEFT_OUT
-    pool: Annotated[str, _fn("pool", kinds.NAME, "The pool that its jobs run in.")] = LEFT_OUT
+    runtime: Annotated[
+        str,
+        _fn(
+            "runtime",
+            kinds.RUNTIME,
+            "python and node are what a runner's default image has; python3.N and node22 insist on that version.",
+        ),
+    ] = LEFT_OUT
+    path: Annotated[
+        str,
+        Key(
+            kinds.FOLDER,
+            "Folder of the code, below that of bananas.yaml; functions/<name> unless written.",
+        ),
+    ] = LEFT_OUT
+    handler: Annotated[
+        str,
+        _fn(
+            "handler",
+            kinds.HANDLER,
+            "handler.handle is handle() in handler.py; pkg.mod.run is in pkg/mod.py or pkg/mod/__init__.py.",
+        ),
+    ] = LEFT_OUT
+    pool: Annotated[str, _fn("pool", kinds.NAME, "Where its jobs run.")] = LEFT_OUT
     allow_pools: Annotated[
         list[_Name], _fn("allow_pools", kinds.NAMES, "Other pools that a single job may ask for.")
     ] = LEFT_OUT
     priority: Annotated[
         str, _fn("priority", kinds.choice(*PRIORITIES), "Of its jobs, unless a job says otherwise.")
     ] = LEFT_OUT
-    timeout: Annotated[int, _fn("timeout_ms", kinds.TIME, "The longest that one attempt may run.")] = LEFT_OUT
-    init_timeout: Annotated[int, _fn("init_timeout_ms", kinds.TIME, "The longest that loading the code may take.")] = (
+    timeout: Annotated[int, _fn("timeout_ms", kinds.TIME, "Of one attempt, from the call to the answer.")] = LEFT_OUT
+    init_timeout: Annotated[int, _fn("init_timeout_ms", kinds.TIME, "Of loading the code before the first call.")] = (
         LEFT_OUT
     )
     retries: Annotated[Retries, _fn("retries", kinds.RETRIES, "How often a failed job is tried again, and when.")] = (
         LEFT_OUT
     )
     schedule: Annotated[
-        Schedule, _fn("schedule", kinds.SCHEDULE, "When it is called by itself, as a cron expression.")
+        Schedule,
+        _fn("schedule", kinds.SCHEDULE, "When it is called by itself, as a cron expression; never unless written."),
     ] = LEFT_OUT
-    requirements: Annotated[str, Key(kinds.FILE, "Requirements file in the folder; installed by bananas deploy.")] = (
-        LEFT_OUT
-    )
+    requirements: Annotated[
+        str, Key(kinds.FILE, "Requirements file in the folder, which bananas deploy installs; none unless written.")
+    ] = LEFT_OUT
     env: Annotated[
         dict[Annotated[str, Key(kinds.ENV_NAME, bounds=kinds.ENV_NAME_BOUNDS)], Annotated[str, Key(kinds.ENV_VALUE)]],
-        _fn("env", kinds.ENV, "Environment variables; values are text."),
+        _fn("env", kinds.ENV, "Environment variables. Values are texts: quote numbers and true."),
     ] = LEFT_OUT
     secrets: Annotated[
         list[Annotated[str, Key(kinds.SECRET_NAME, bounds=kinds.SECRET_NAME_BOUNDS)]],
-        _fn("secrets", kinds.SECRETS, "Names of secrets that its code finds as files in /run/secrets."),
+        _fn("secrets", kinds.SECRETS, "Each is a file /run/secrets/<name> in the sandbox."),
     ] = LEFT_OUT
     egress: Annotated[
         list[Annotated[str, Key(kinds.OWN_TARGET, bounds=kinds.TARGET_BOUNDS)]],
-        _fn("egress", kinds.OWN_TARGETS, "Of the pool's egress what this function may reach; all unless written."),
+        _fn(
+            "egress",
+            kinds.OWN_TARGETS,
+            "What it may reach of the pool's egress; all of it unless written. [] is nothing.",
+        ),
     ] = LEFT_OUT
     result_ttl: Annotated[int, _fn("result_ttl_ms", kinds.TIME, "How long the record of a completed job is kept.")] = (
         LEFT_OUT
     )
     max_concurrency: Annotated[
         int,
-        _fn("max_concurrency", kinds.COUNT, "Its jobs that run at once, over all runners; unlimited if left out."),
+        _fn(
+            "max_concurrency",
+            kinds.COUNT,
+            "Its jobs that run at once, over all runners; no limit unless written. More wait without holding a place.",
+        ),
     ] = LEFT_OUT
     max_uses: Annotated[
-        int, _fn("max_uses", kinds.COUNT, "A sandbox is replaced after this many calls; no limit unless written.")
+        int,
+        _fn(
+            "max_uses",
+            kinds.COUNT,
+            "A sandbox is replaced after this many calls, for code that leaks; no limit unless written.",
+        ),
     ] = LEFT_OUT
     max_lifetime: Annotated[
-        int, _fn("max_lifetime_ms", kinds.TIME, "A sandbox is replaced after this long; no limit unless written.")
+        int,
+        _fn(
+            "max_lifetime_ms",
+            kinds.TIME,
+            "A sandbox is replaced after this long or a little less, never in a call; no limit unless written.",
+        ),
     ] = LEFT_OUT
-    single_use: Annotated[bool, _fn("single_use", kinds.FLAG, "true: every attempt gets a sandbox of its own.")] = (
-        LEFT_OUT
-    )
+    single_use: Annotated[
+        bool,
+        _fn(
+            "single_use",
+            kinds.FLAG,
+            "true: every attempt gets a sandbox that served no other, and it is removed afterwards.",
+        ),
+    ] = LEFT_OUT
     min_warm: Annotated[
-        int, _fn("min_warm", kinds.COUNT, "Sandboxes that each runner keeps loaded; what the pool says unless written.")
+        int,
+        _fn(
+            "min_warm",
+            kinds.COUNT,
+            "Sandboxes that each runner keeps with the code loaded; what the pool says unless written.",
+        ),
     ] = LEFT_OUT
     image: Annotated[
-        str, _fn("image", kinds.IMAGE, "An image of your own that is on the runners' engines; needs a contract.")
+        str,
+        _fn(
+            "image",
+            kinds.IMAGE,
+            "An image of your own that is on the runners' engines, instead of a runtime; none unless written.",
+        ),
     ] = LEFT_OUT
     contract: Annotated[
-        str, _fn("contract", kinds.choice(*CONTRACTS), "How its code is called: a handler, HTTP requests, a process.")
+        str,
+        _fn(
+            "contract",
+            kinds.choice(*CONTRACTS),
+            "How its code is called: a handler, HTTP requests, a process; the last two are for an image.",
+        ),
     ] = LEFT_OUT
     command: Annotated[
         list[Annotated[str, Key(kinds.ARGUMENT)]],
-        _fn("command", kinds.ARGUMENTS, "Program and arguments, instead of those of the image."),
+        _fn("command", kinds.ARGUMENTS, "Program and arguments in the image; the image's own unless written."),
     ] = LEFT_OUT
 
 
-class Root(_Keys):
+class Root(Keys):
     """The file bananas.yaml."""
 
     version: Annotated[int, Key(kinds.VERSION, "The version of this format.")]
     pools: Annotated[
-        dict[_Name, Pool | None], Key(kinds.NAMED, "Routes by name; default may be among them, and exists anyway.")
+        dict[_Name, Pool | None],
+        Key(kinds.NAMED, "Routes by name. Only those that are written are created or changed; default exists anyway."),
     ] = LEFT_OUT
-    functions: Annotated[dict[_Name, Function | None], Key(kinds.NAMED, "Functions by name.")] = LEFT_OUT
+    functions: Annotated[
+        dict[_Name, Function | None],
+        Key(kinds.NAMED, "Functions by name; one whose settings are all defaults needs nothing below it."),
+    ] = LEFT_OUT
 
 
 def problems(data: object) -> tuple[Root | None, list[tuple[Loc, str, bool]]]:
@@ -296,9 +319,9 @@ def _sentence(kind: str, loc: Loc, error: Any) -> tuple[Loc, str, bool]:
 
 
 def _unknown(loc: Loc) -> str:
-    model: type[_Keys] = Root
+    model: type[Keys] = Root
     if len(loc) > 1:
-        inside: dict[Any, type[_Keys]] = {"weights": Weights, "retries": Retries, "schedule": Schedule}
+        inside: dict[Any, type[Keys]] = {"weights": Weights, "retries": Retries, "schedule": Schedule}
         model = inside[loc[2]] if len(loc) > 3 else Pool if loc[0] == "pools" else Function
     if loc[-1] in model.LATER:
         return NOT_YET + "; remove the key"

@@ -27,13 +27,17 @@ MIB = 1024 * KIB
 class Limits:
     """Bounds that every part shares."""
 
+    #: What a job is called with, as JSON text.
     payload_bytes: int = 1 * MIB
+    #: What a handler returns, as JSON text.
     result_bytes: int = 1 * MIB
     #: Captured stdout and stderr of one attempt.
     log_bytes: int = 256 * KIB
-    #: Of one uploaded bundle, compressed; and unpacked.
+    #: One uploaded archive, of a function's code or of its requirements.
     bundle_bytes: int = 50 * MIB
+    #: The same unpacked.
     bundle_unpacked_bytes: int = 250 * MIB
+    #: Files in it.
     bundle_files: int = 20_000
     #: Jobs waiting in one pool's lanes, and in the schedule.
     queued_jobs: int = 1_000_000
@@ -41,21 +45,23 @@ class Limits:
     push_bytes: int = 64 * KIB
     #: Messages kept for a gateway process that does not read them.
     reply_list: int = 20_000
-    #: Longest ``?wait=`` in seconds.
+    #: Longest ``?wait=``.
     wait_s: int = 60
     #: How long a synchronous call may wait for its turn.
     sync_queue_s: int = 30
-    #: Records of failed jobs (dead letters), and how many of them.
+    #: How long the record of a failed job (a dead letter) is kept.
     dead_ttl_s: int = 14 * 24 * 3600
+    #: Dead letters; the oldest go first.
     dead_jobs: int = 100_000
     #: After a record is gone, its id still answers 410 for this long.
     tombstone_s: int = 24 * 3600
-    #: Lost leases before a job is poisoned; start-up failures before a job fails.
+    #: Lost leases before a job is poisoned.
     max_losses: int = 3
+    #: Start-up failures before a job fails.
     max_starts: int = 5
     #: Attempts shown in a job's record (the oldest are dropped first).
     history: int = 30
-    #: Bytes of logs shown in a record; all of them are at /jobs/{id}/logs.
+    #: Logs shown in a record; all of them are at ``/jobs/{id}/logs``.
     log_tail_bytes: int = 8 * KIB
     #: A bundle that no version refers to is dropped after this long.
     orphan_bundle_s: int = 3600
@@ -63,27 +69,32 @@ class Limits:
     socket_path_bytes: int = 107
     #: What a handler tells of its progress, as JSON text.
     progress_bytes: int = 4 * KIB
-    #: Jobs in one batch, and bytes of its body.
+    #: Jobs in one batch.
     batch_items: int = 1000
+    #: The body of a batch.
     batch_bytes: int = 8 * MIB
-    #: What a schedule calls its function with; and slots that wait for the job of the slot before.
+    #: What a schedule calls its function with, as JSON text.
     schedule_payload_bytes: int = 64 * KIB
+    #: Slots of a schedule that wait for the job of the slot before.
     schedule_held: int = 1000
     #: An idempotency or unique key.
     unique_key_chars: int = 200
-    #: One secret's value, and secrets of one function: together they fit into a sandbox's /run/secrets.
+    #: One secret's value.
     secret_bytes: int = 32 * KIB
+    #: Secrets of one function: together they fit into a sandbox's /run/secrets.
     secrets: int = 16
     #: The latest versions of each function are kept for a rollback.
     versions: int = 20
     #: A version that is not kept any more stays this long after the janitor last saw a live job of it; so long all
     #: runners may be away.
     old_version_s: int = 7 * 24 * 3600
-    #: Ends of jobs that are not told to their callback_url yet; tries for each, within a day (``_lib.lua``).
+    #: Ends of jobs that are not told to their callback_url yet.
     callbacks: int = 100_000
+    #: Tries to tell one, within a day.
     callback_tries: int = 15
-    #: Of a callback_url; and of a result or error that goes along with a callback.
+    #: A callback_url.
     callback_url_chars: int = 2000
+    #: A result or error that goes along with a callback.
     callback_value_bytes: int = 256 * KIB
     #: Until a delay or ``run_at``.
     delay_s: int = 366 * 24 * 3600
@@ -94,8 +105,12 @@ class Limits:
 LIMITS = Limits()
 
 
-def _text(raw: str) -> str:
-    return raw
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a variable's text becomes a value: ``takes`` says what may stand there, ``read`` raises ValueError."""
+
+    takes: str
+    read: Callable[[str], Any]
 
 
 def _redis_url(raw: str) -> str:
@@ -103,24 +118,24 @@ def _redis_url(raw: str) -> str:
     return raw
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _seconds(low: float, high: float) -> Reader:
     def parse(raw: str) -> float:
         value = float(raw)
         if not low <= value <= high:
             raise ValueError(f"must be {low:g} to {high:g} seconds")
         return value
 
-    return parse
+    return Reader(f"{low:g} to {high:g} seconds", parse)
 
 
-def _count(low: int, high: int) -> Callable[[str], int]:
+def _count(low: int, high: int) -> Reader:
     def parse(raw: str) -> int:
         value = int(raw)
         if not low <= value <= high:
             raise ValueError(f"must be {low} to {high}")
         return value
 
-    return parse
+    return Reader(f"{low} to {high}", parse)
 
 
 def _memory(raw: str) -> int:
@@ -130,13 +145,13 @@ def _memory(raw: str) -> int:
     return value
 
 
-def _choice(*allowed: str) -> Callable[[str], str]:
+def _choice(*allowed: str) -> Reader:
     def parse(raw: str) -> str:
         if raw not in allowed:
             raise ValueError(f"must be one of {', '.join(allowed)}")
         return raw
 
-    return parse
+    return Reader(", ".join(f"``{word}``" for word in allowed), parse)
 
 
 def _names(raw: str) -> tuple[str, ...]:
@@ -164,57 +179,76 @@ def _devices(raw: str) -> tuple[str, ...]:
     return names
 
 
-def _setting(env: str, parse: Callable[[str], Any], default: Any, *, secret: bool = False) -> Any:
-    return field(default=default, metadata={"env": env, "parse": parse}, repr=not secret)
+_TEXT = Reader("text", str)
+_FILE = Reader("a path", str)
+_NAMES = Reader("names with commas between them", _names)
+
+
+def _setting(env: str, reader: Reader, default: Any, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"env": env, "reader": reader}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an operator may set; the metadata of each field names its environment variable."""
+    """What an operator may set; the metadata of each field names its environment variable.
 
-    #: What ``bananas.redis_url`` reads: a server, a socket, sentinels or a cluster. Empty: our own server
-    #: (``bananas.embedded``). May hold passwords.
-    redis_url: str = _setting("BANANAS_REDIS_URL", _redis_url, "", secret=True)
+    The comments are what docs/settings.md says of it, "Unset: …" of its default.
+    """
+
+    #: A server, a socket, sentinels or a cluster (docs/deployment.md); may hold passwords. Unset: a server of our own.
+    redis_url: str = _setting("BANANAS_REDIS_URL", Reader("a URL", _redis_url), "", secret=True)
     #: Where ``bananas dev`` has its own Redis, on 127.0.0.1 and if nobody else is there; 0: on a Unix socket.
     redis_port: int = _setting("BANANAS_REDIS_PORT", _count(0, 65535), 6379)
-    host: str = _setting("BANANAS_HOST", _text, "127.0.0.1")
+    #: The address that the gateway listens on; beyond loopback it wants API tokens (docs/security.md).
+    host: str = _setting("BANANAS_HOST", _TEXT, "127.0.0.1")
+    #: The port that the gateway listens on.
     port: int = _setting("BANANAS_PORT", _count(1, 65535), 8080)
-    #: Names that the gateway answers to besides loopback ones. Empty: beyond loopback, any name.
-    hosts: tuple[str, ...] = _setting("BANANAS_HOSTS", _names, ())
+    #: Names that the gateway answers to besides loopback ones. Unset: loopback ones; beyond loopback any.
+    hosts: tuple[str, ...] = _setting("BANANAS_HOSTS", _NAMES, ())
     #: ``token`` needs API tokens beyond loopback; ``none`` serves anyone who can reach the port.
     auth: str = _setting("BANANAS_AUTH", _choice("token", "none"), "token")
-    #: Gateway processes; 0 means one per core, at most 4.
+    #: Gateway processes. Unset: one per core, at most 4.
     gateway_workers: int = _setting("BANANAS_GATEWAY_WORKERS", _count(0, 64), 0)
     #: The address of the gateway that the command line talks to.
-    url: str = _setting("BANANAS_URL", _text, "http://127.0.0.1:8080")
+    url: str = _setting("BANANAS_URL", _TEXT, "http://127.0.0.1:8080")
     #: The API token of the command line, where the gateway asks for one.
-    token: str = _setting("BANANAS_TOKEN", _text, "", secret=True)
-    #: Empty: /var/lib/bananas as root, else the user's state home.
-    state_dir: str = _setting("BANANAS_STATE_DIR", _text, "")
-    #: Pools that this runner serves; empty means every pool that exists.
-    pools: tuple[str, ...] = _setting("BANANAS_POOLS", _names, ())
-    #: A claim not extended for this long goes to another runner.
+    token: str = _setting("BANANAS_TOKEN", _TEXT, "", secret=True)
+    #: Bundles, sockets and the data of our own Redis; a runner and its engine must see it at the same path. Unset:
+    #: /var/lib/bananas as root, else ~/.local/state/bananas.
+    state_dir: str = _setting("BANANAS_STATE_DIR", _FILE, "")
+    #: Pools that a runner serves. Unset: every pool.
+    pools: tuple[str, ...] = _setting("BANANAS_POOLS", _NAMES, ())
+    #: A claim not extended for this long goes to another runner; equal on all runners.
     lease_s: float = _setting("BANANAS_LEASE_S", _seconds(0.5, 3600), 30.0)
     #: After SIGTERM, running jobs may take this long before they are handed back.
     grace_s: float = _setting("BANANAS_GRACE_S", _seconds(0, 86400), 30.0)
-    #: How sandboxes are reached: by a socket in a shared directory, by their standard streams, or whichever works.
+    #: How sandboxes are reached: ``socket``, in a directory that engine and runner share; ``stdio``, their standard
+    #: streams, for Docker Desktop and engines elsewhere (Python only, no ``egress``, no images of your own); ``auto``:
+    #: the runner's first sandbox shows which works.
     transport: str = _setting("BANANAS_TRANSPORT", _choice("auto", "socket", "stdio"), "auto")
     #: Containers created at the same time; more adds latency and little throughput.
     parallel_creates: int = _setting("BANANAS_PARALLEL_CREATES", _count(1, 64), 2)
-    #: MiB that all sandboxes of a runner may have together by their limits; 0: three quarters of the machine's memory.
-    sandbox_memory_mb: int = _setting("BANANAS_SANDBOX_MEMORY", _memory, 0)
-    #: GPUs of this machine, by number or UUID; ``none``: it has none. Unset: those of NVIDIA's driver.
-    gpus: tuple[str, ...] | None = _setting("BANANAS_GPUS", _devices, None)
-    #: What one sandbox may use of ``egress``: connections at a time, and MiB that pass one connection.
+    #: What a runner's sandboxes may have together, by the ``memory`` of their pools. Idle ones and spares stay within
+    #: it; work is bounded by ``concurrency`` and not refused. Set it where several runners share a machine. Unset:
+    #: three quarters of the machine's.
+    sandbox_memory_mb: int = _setting("BANANAS_SANDBOX_MEMORY", Reader("a size such as 8G", _memory), 0)
+    #: GPUs that pools may lease; ``none``: there are none. Unset: those of NVIDIA's driver.
+    gpus: tuple[str, ...] | None = _setting("BANANAS_GPUS", Reader("numbers or UUIDs such as 0,1", _devices), None)
+    #: Connections at a time of one sandbox to its ``egress``.
     egress_connections: int = _setting("BANANAS_EGRESS_CONNECTIONS", _count(1, 256), 32)
+    #: MiB that pass one such connection, in both directions together, before it is cut.
     egress_mb: int = _setting("BANANAS_EGRESS_MB", _count(1, 1_048_576), 1024)
-    #: ``host:port`` of callbacks' receivers that are not at a public address.
-    callback_allow: tuple[str, ...] = _setting("BANANAS_CALLBACK_ALLOW", _places, ())
-    #: The image of ``runtime: python``; empty means the local default.
-    python_image: str = _setting("BANANAS_PYTHON_IMAGE", _text, "")
-    #: Keys that seal secrets (see ``bananas.secrets``), the sealing one first; or a file that holds them.
-    secret_key: str = _setting("BANANAS_SECRET_KEY", _text, "", secret=True)
-    secret_key_file: str = _setting("BANANAS_SECRET_KEY_FILE", _text, "")
+    #: Receivers of callbacks that are not at a public address. Unset: none.
+    callback_allow: tuple[str, ...] = _setting(
+        "BANANAS_CALLBACK_ALLOW", Reader("``host:port``, of names or addresses", _places), ()
+    )
+    #: The image of ``runtime: python``. Unset: the local default image.
+    python_image: str = _setting("BANANAS_PYTHON_IMAGE", _TEXT, "")
+    #: Keys that seal secrets, the sealing one first; the same for every gateway and runner (docs/security.md).
+    secret_key: str = _setting("BANANAS_SECRET_KEY", _TEXT, "", secret=True)
+    #: A file with these keys, instead of the text. Unset: none; ``bananas up`` makes one.
+    secret_key_file: str = _setting("BANANAS_SECRET_KEY_FILE", _FILE, "")
+    #: How much gateways and runners log.
     log_level: str = _setting("BANANAS_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info")
 
     @classmethod
@@ -234,7 +268,7 @@ class Settings:
                 continue
             spec = known[name]
             try:
-                values[spec.name] = spec.metadata["parse"](env[name])
+                values[spec.name] = spec.metadata["reader"].read(env[name])
             except ValueError as e:
                 shown = "(hidden)" if not spec.repr else repr(env[name])
                 raise ConfigError(f"{name}={shown} is not valid: {e}") from e

@@ -9,12 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from bananas.settings import Settings
 from bananas.spec import RuntimeInfo
 from tests.e2e.test_readme import demo, environ
 from tests.platform import ROOT
@@ -69,11 +67,3 @@ def test_no_shell_block_stands_unchecked(guide: str) -> None:
             for line in block["text"].splitlines():
                 assert re.fullmatch(r"make \w+", line), line
                 assert f"\n{line.split()[1]}:" in makefile
-
-
-def test_the_deployment_guide_names_every_setting() -> None:
-    """And no other."""
-    named = set(
-        re.findall(r"`(BANANAS_\w+)`", (ROOT / "docs/deployment.md").read_text("utf-8").split("## Settings")[1])
-    )
-    assert named == {field.metadata["env"] for field in fields(Settings)}

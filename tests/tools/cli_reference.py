@@ -25,7 +25,7 @@ and records are for people and may change. Colour is only for terminals. Errors 
 is what was asked for and nothing else.
 
 The gateway is the one that `--url` (before the command) or `BANANAS_URL` names, else `http://127.0.0.1:8080`;
-`BANANAS_TOKEN` is the token for one that asks for it. All settings are in [deployment.md](deployment.md#settings).
+`BANANAS_TOKEN` is the token for one that asks for it. All settings are in [settings.md](settings.md).
 
 | exit code | meaning |
 |---|---|

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import redis_keys
+from tests.tools import references
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("functions/**/*.md")])
@@ -45,9 +45,18 @@ def test_the_table_covers_what_a_reader_looks_for():
     assert len(table_entries()) >= 20
 
 
-def test_redis_keys_page_is_generated_from_the_module():
-    """The key table is written once."""
-    assert redis_keys.TARGET.read_text("utf-8") == redis_keys.text()
+@pytest.mark.parametrize("page", references.PAGES, ids=lambda page: page.TARGET.name)
+def test_pages_that_are_generated_are_current(page):
+    """When this fails, run ``python -m tests.tools.references``."""
+    assert page.TARGET.read_text("utf-8") == page.text(), "python -m tests.tools.references"
+
+
+def test_every_table_of_the_manifests_page_is_generated():
+    """None is written beside the keys."""
+    page = (ROOT / "docs/bananas-yaml.md").read_text("utf-8")
+    outside = re.sub(r"<!-- generated: \w+ -->.*?<!-- end -->", "", page, flags=re.S)
+    assert "| key |" not in outside
+    assert page.count("<!-- generated: ") == 7
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
