@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import bananas_sdk
-from bananas.errors import SandboxDied, SandboxStartError
+from bananas.errors import ProtocolError, SandboxDied, SandboxStartError
 from bananas.protocols import (
     Binding,
     CallReply,
@@ -98,7 +98,10 @@ class Hang(BaseException):
 
 @dataclass(eq=False)
 class FakeSandbox(Sandbox):
-    """Runs handlers in this process. ``handlers`` maps a version's handler name to a function."""
+    """Runs handlers in this process. ``handlers`` maps a version's handler name to a function.
+
+    A handler that still runs when the sandbox is ended gives no answer any more: its call is SandboxDied.
+    """
 
     id: str
     profile: SandboxProfile
@@ -107,6 +110,8 @@ class FakeSandbox(Sandbox):
     interrupted: bool = False
     binding: Binding | None = None
     calls: int = 0
+    #: Calls that run at the moment.
+    running: int = 0
     _exit: ExitInfo = field(default_factory=ExitInfo)
 
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
@@ -124,11 +129,17 @@ class FakeSandbox(Sandbox):
         self._check()
         if self.binding is None:
             raise SandboxDied("not bound")
+        if self.running >= self.binding.calls:
+            raise ProtocolError("more calls at once than the binding says")
         self.calls += 1
+        self.running += 1
         context = FakeContext(call.job_id, call.attempt, Print(on_log), Progress(on_progress))
         try:
             value = self.handlers[self.binding.handler](json.loads(call.payload), context)
+            self._check()
             return CallReply(json.dumps(value, allow_nan=False).encode(), None)
+        except SandboxDied:
+            raise
         except Exit as e:
             self._exit = e.info
             self.interrupted = True
@@ -136,6 +147,7 @@ class FakeSandbox(Sandbox):
         except Hang:
             raise TimeoutError from None
         except Exception as e:  # noqa: BLE001 - user code: its failure is the answer
+            self._check()
             error: dict[str, Any] = {"type": type(e).__name__, "message": str(e), "traceback": traceback.format_exc()}
             if getattr(e, "permanent", False):
                 error["permanent"] = True
@@ -143,6 +155,8 @@ class FakeSandbox(Sandbox):
             if isinstance(after_s, int | float) and not isinstance(after_s, bool) and 0 <= after_s < math.inf:
                 error["retry_after_s"] = float(after_s)
             return CallReply(None, error)
+        finally:
+            self.running -= 1
 
     @property
     def is_alive(self) -> bool:

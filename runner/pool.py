@@ -88,9 +88,9 @@ class SandboxPool:
         self._end = self._endings.soon
         self._supply = Supply(factory, gate, self._ledger, self._spare_made, self._end, self._failed)
         self._roster = Roster()
-        #: By stem profile or key.
-        self._setbacks = Setbacks(clock)
-        self._readiness = Readiness(self._roster, self._supply, self._ledger, self._setbacks, self._end)
+        #: What failed ahead of need: by stem profile or key.
+        self.setbacks = Setbacks(clock)
+        self._readiness = Readiness(self._roster, self._supply, self._ledger, self.setbacks, self._end)
         self._warm_ups = WarmUps(
             *(gate, self._supply, self._readiness.is_wanted, self._load, self._welcome, self._warm_up_failed)
         )
@@ -202,7 +202,7 @@ class SandboxPool:
         if self._readiness.is_closed:
             return None
         self._readiness.refill(self.spec, self._warm_ups)
-        return self._setbacks.next_s()
+        return self.setbacks.next_s()
 
     def close(self, deadline_s: float) -> None:
         """End every idle sandbox and stem, interrupt the busy ones (their owners destroy them), within the deadline."""
@@ -302,7 +302,7 @@ class SandboxPool:
                 return got
             stem = got
             # The engine makes them again: what failed ahead of need need not wait any longer.
-            self._setbacks.succeeded(profile)
+            self.setbacks.succeeded(profile)
         self._alarm.by(self._clock.mono_s() + REFILL_DELAY_S)
         seat.slot.adopt(stem)
         return seat
@@ -352,7 +352,7 @@ class SandboxPool:
     def _welcome(self, slot: Slot, wait_ms: float) -> None:
         """A ``min_warm`` sandbox is ready: attempts may have been waiting for it."""
         self._tell_start(slot, Start.MIN_WARM, wait_ms=wait_ms)
-        self._setbacks.succeeded(slot.key)
+        self.setbacks.succeeded(slot.key)
         self._roster.add(slot)
         while slot.has_room(self._clock.mono_s()) and self._supply.hand_over(slot):
             slot.state = SandboxState.BUSY
@@ -369,7 +369,7 @@ class SandboxPool:
 
     def _spare_made(self, stem: Slot) -> None:
         stem.idle_since_s = self._clock.mono_s()
-        self._setbacks.succeeded(stem.sandbox.profile if stem.sandbox is not None else None)
+        self.setbacks.succeeded(stem.sandbox.profile if stem.sandbox is not None else None)
         self._tell_start(stem, Start.SPARE)
 
     def _tell_start(
@@ -378,14 +378,14 @@ class SandboxPool:
         self._tally.started(self.name, slot.function, slot.id, start, reason, wait_ms)
 
     def _failed(self, what: object) -> None:
-        self._alarm.by(self._setbacks.failed(what))
+        self._alarm.by(self.setbacks.failed(what))
 
     # -- inside: ends -------------------------------------------------------------------------------------------
 
     def _leave(self, seat: Seat) -> None:
-        """Give a seat up; the last one ends a sandbox that takes no more calls."""
+        """Give a seat up; a sandbox that takes no more calls ends with the last one, or at once if none can run."""
         seat.leave()
-        if seat.slot.retired is not None and not seat.slot.seats:
+        if seat.slot.retired is not None and not (seat.slot.seats and seat.slot.is_bound):
             self._end(seat.slot, seat.slot.retired)
         self.freed.set()
 
