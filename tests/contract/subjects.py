@@ -9,10 +9,12 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +34,11 @@ from tests.contract import node_subject
 
 #: Case → what it does, in Python. The same module serves a shim, an HTTP server and a process per job.
 HANDLER = """
-import os, socket, sys, time
+import asyncio, os, socket, sys, threading, time
 
 calls = []
+barriers = {}
+arrived = asyncio.Event()
 
 class Gone(Exception):
     permanent = True
@@ -86,6 +90,26 @@ def reaches(event, context):
         found.append([host, port])
     return found
 def interfaces(event, context): return sorted(os.listdir("/sys/class/net"))
+def meets(event, context):
+    print("in", context.job_id)
+    barriers.setdefault(event, threading.Barrier(event)).wait(20)
+    print("out", context.job_id)
+    return [os.getpid(), context.job_id]
+async def awaits(event, context):
+    print("in", context.job_id)
+    calls.append(1)
+    if len(calls) == event:
+        arrived.set()
+    await asyncio.wait_for(arrived.wait(), 20)
+    print("out", context.job_id)
+    return [os.getpid(), context.job_id]
+def parts(event, context):
+    barriers.setdefault("parts", threading.Barrier(3)).wait(20)
+    if event == "exit":
+        os._exit(3)
+    print("waits")
+    sys.stdout.flush()
+    time.sleep(60)
 """
 
 SERVER = """
@@ -147,7 +171,40 @@ LACKS = {
     ("exec", "permanent"): "a process says only its status",
     ("exec", "warm"): "each call is a new process, so nothing stays in memory",
     ("exec", "attempt"): "a process gets its payload and nothing else",
+    ("node", "several calls"): "a sandbox of Node runs one call at a time",
+    ("http", "several calls"): "an image of one's own gets one request at a time",
+    ("exec", "several calls"): "each call is a process in a container of its own",
+    ("fake", "shared end"): "nothing ends its handlers from outside",
 }
+
+
+class Calling(threading.Thread):
+    """One of several calls at once."""
+
+    def __init__(self, sandbox: Sandbox, call: Invocation) -> None:
+        super().__init__(daemon=True)
+        self._sandbox = sandbox
+        self.call = call
+        self.printed: list[bytes] = []
+        self._end: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._end = self._sandbox.invoke(self.call, self.printed.append, lambda _: None)
+        except Exception as e:
+            self._end = e
+
+    @property
+    def text(self) -> str:
+        """Its output so far."""
+        return b"".join(self.printed).decode()
+
+    def ended(self) -> Any:
+        """Its reply, or what was raised."""
+        self.join(30)
+        assert not self.is_alive()
+        return self._end
 
 
 @dataclass
@@ -179,15 +236,20 @@ class Rig:
         self._created.append(sandbox)
         return sandbox
 
-    def bound(self, case: str, profile: SandboxProfile | None = None, **env: str) -> Sandbox:
+    def bound(self, case: str, profile: SandboxProfile | None = None, calls: int = 1, **env: str) -> Sandbox:
         sandbox = self.create(profile)
-        binding = Binding("f", "v1", f"handler.{case}", self.code, None, {"CASE": case, **env}, command=self.command)
+        env = {"CASE": case, **env}
+        binding = Binding("f", "v1", f"handler.{case}", self.code, None, env, command=self.command, calls=calls)
         sandbox.bind(binding, 20.0, self.printed.append)
         return sandbox
 
     def call(self, sandbox: Sandbox, payload: bytes = b"null", timeout_s: float = 20.0) -> CallReply:
         call = Invocation(next(self._ids), "job", 1, payload, timeout_s)
         return sandbox.invoke(call, self.printed.append, lambda _: None)
+
+    def calls(self, sandbox: Sandbox, *calls: tuple[str, float], payload: bytes = b"null") -> list[Calling]:
+        """One call under way for each job id and timeout in s."""
+        return [Calling(sandbox, Invocation(next(self._ids), job, 1, payload, timeout_s)) for job, timeout_s in calls]
 
     def close(self) -> None:
         for sandbox in self._created:
@@ -206,8 +268,15 @@ class Later(Exception):
     retry_after_s = 2.5
 
 
-def _fakes() -> dict[str, Callable[[object, object], object]]:
+def _fakes() -> dict[str, Callable[[Any, Any], object]]:
     calls = itertools.count(1)
+    barrier = threading.Barrier(4)
+
+    def meets(event: object, context: Any) -> list[object]:
+        context.print(f"in {context.job_id}")
+        barrier.wait(20)
+        context.print(f"out {context.job_id}")
+        return [1, context.job_id]
 
     def prints(event: object, context: object) -> None:
         context.print("eins")
@@ -222,6 +291,8 @@ def _fakes() -> dict[str, Callable[[object, object], object]]:
         "handler.attempt": lambda event, context: [context.job_id, context.attempt],
         "handler.babbles": lambda event, context: {1},
         "handler.prints": prints,
+        "handler.meets": meets,
+        "handler.awaits": meets,
         "handler.exits": lambda event, context: _raise(Exit(3)),
         "handler.killed": lambda event, context: _raise(Exit(signal=9)),
         "handler.hangs": lambda event, context: _raise(Hang()),

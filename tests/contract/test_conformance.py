@@ -220,6 +220,43 @@ def test_terminate_is_idempotent_and_interrupt_ends_calls(rig):
     assert sandbox.terminate() == sandbox.terminate()
 
 
+@pytest.mark.parametrize("case", ["meets", "awaits"])
+def test_several_calls_run_at_once_in_one_sandbox(rig, case):
+    """Four calls in threads, or as tasks of one loop: each waits for the others inside, and has its own answer and
+    output."""
+    rig.needs("several calls")
+    sandbox = rig.bound(case, calls=4)
+    calls = rig.calls(sandbox, *((job, 25.0) for job in "abcd"), payload=b"4")
+    replies = [json.loads(call.ended().result) for call in calls]
+    assert [job for _, job in replies] == list("abcd")
+    assert len({pid for pid, _ in replies}) == 1
+    assert [call.text for call in calls] == [f"in {job}\nout {job}\n" for job in "abcd"]
+
+
+def test_the_end_of_a_shared_sandbox_ends_every_call_in_it(rig):
+    """At the deadline of one, the others get SandboxDied when it is ended, and what they printed so far."""
+    rig.needs("several calls")
+    rig.needs("shared end")
+    sandbox = rig.bound("parts", calls=3)
+    late, *others = rig.calls(sandbox, ("a", 3.0), ("b", 60.0), ("c", 60.0))
+    assert isinstance(late.ended(), TimeoutError)
+    assert all(other.is_alive() for other in others)
+    sandbox.terminate()
+    for other in others:
+        assert isinstance(other.ended(), SandboxDied)
+    assert [call.text for call in (late, *others)] == ["waits\n"] * 3
+
+
+def test_a_crash_in_a_shared_sandbox_is_everyones(rig):
+    """And terminate tells how the process ended."""
+    rig.needs("several calls")
+    rig.needs("shared end")
+    sandbox = rig.bound("parts", calls=3)
+    calls = [*rig.calls(sandbox, ("a", 25.0), ("b", 25.0)), *rig.calls(sandbox, ("c", 25.0), payload=b'"exit"')]
+    assert all(isinstance(call.ended(), SandboxDied) for call in calls)
+    assert sandbox.terminate().status == 3
+
+
 def test_what_a_subject_lacks_is_a_thing_that_a_case_asks_for():
     """The list of exceptions names no subject and no case that does not exist."""
     with open(__file__, encoding="utf-8") as file:

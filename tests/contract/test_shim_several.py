@@ -245,6 +245,17 @@ def test_a_finalizer_may_print_while_output_is_sent(is_async: bool) -> None:
     assert b"".join(several.logs.values()).count(b"gone\n") == 600
 
 
+def test_what_is_printed_at_the_same_moment_is_all_sent() -> None:
+    """Nobody waits for the turn to send, and nothing waits for a next line: the calls go on without a word."""
+    head = "barrier = threading.Barrier(8)\n"
+    body = "for n in range(50):\n    barrier.wait(20)\n    print(n)\nnap(60)"
+    with ShimHost(handler(body, False, head)) as host:
+        several = Several(host.ready(calls=8))
+        calls = [host.start_call() for _ in range(8)]
+        lines = "".join(f"{n}\n" for n in range(50)).encode()
+        several.until(lambda: all(several.logs.get(call) == lines for call in calls), 25.0)
+
+
 def test_many_calls_in_turn_and_at_once() -> None:
     """A thousand calls through ten seats: every answer is the right one."""
     with ShimHost(handler("nap(0.001)\nreturn event", True)) as host:

@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,39 @@ class Output(io.RawIOBase):
         return len(piece)
 
 
+class Turn:
+    """The lock of the logs. Who gives it back sends what others could not send meanwhile, so nobody waits to print."""
+
+    def __init__(self, lock: Any, send_rest: Callable[[Call], None]) -> None:
+        """``send_rest`` is called under the lock for each call in ``behind``."""
+        self._lock = lock
+        self._send_rest = send_rest
+        self.behind: deque[Call] = deque()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """As a lock does."""
+        return bool(self._lock.acquire(blocking))
+
+    def release(self) -> None:
+        """As a lock does. What comes into ``behind`` before this returns is sent, by this thread or the next holder."""
+        while True:
+            try:
+                while self.behind:
+                    self._send_rest(self.behind.popleft())
+            finally:
+                self._lock.release()
+            if not self.behind or not self.acquire(False):
+                return
+
+    def __enter__(self) -> None:
+        """Wait for it."""
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.release()
+
+
 class Concurrent:
     """The calls of one sandbox after ``init``."""
 
@@ -84,6 +118,7 @@ class Concurrent:
         self._logs = output
         self._most = most
         self._log_bytes = log_bytes
+        self._turn = output.lock = Turn(output.lock, self._send_rest)  # type: ignore[assignment]
         #: Changed under the lock of the logs.
         self._running: set[Call] = set()
         self._free = [Progress(link, output.lock) for _ in range(most)]
@@ -199,13 +234,15 @@ class Concurrent:
         call.logged += len(kept)
         call.dropped += len(piece) - len(kept)
         call.tail += kept
-        # A finalizer may print while this very thread holds the lock: then it is sent with the next piece.
-        if (b"\n" in kept or len(call.tail) >= LINE_BYTES) and self._logs.lock.acquire(False):
-            try:
-                if not call.is_over:
-                    self._send_tail(call)
-            finally:
-                self._logs.lock.release()
+        if b"\n" in kept or len(call.tail) >= LINE_BYTES:
+            # A finalizer may print while this very thread has the turn; then it is sent when that is given back.
+            self._turn.behind.append(call)
+            if self._turn.acquire(False):
+                self._turn.release()
+
+    def _send_rest(self, call: Call) -> None:
+        if not call.is_over:
+            self._send_tail(call)
 
     def _send_tail(self, call: Call) -> None:
         while call.tail:
