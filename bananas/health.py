@@ -1,11 +1,12 @@
 """Whether Redis can be trusted with jobs: it answers, takes writes, never evicts, and keeps what it took.
 
-Asked by the gateway's ``/readyz``, and by a runner when it starts. Changes nothing but the installation's id, which is
-made on first use anyway.
+Asked by the gateway's ``/readyz`` and ``/metrics``, and by a runner when it starts. Changes nothing but the
+installation's id, which is made on first use anyway.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Literal
 
@@ -26,6 +27,22 @@ class Check(msgspec.Struct, frozen=True):
     #: ``warning``: jobs are served, but somebody should know.
     status: Literal["ok", "warning", "failed"]
     detail: str
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator watches of a server."""
+
+    version: str
+    uptime_s: int
+    #: What one question took.
+    round_trip_s: float
+    memory_bytes: int
+    #: maxmemory; 0: none.
+    memory_limit_bytes: int
+    clients: int
+    #: True when it may drop jobs.
+    is_evicting: bool
+    is_persisting: bool
 
 
 class Health:
@@ -49,6 +66,24 @@ class Health:
             oldest = ".".join(map(str, OLDEST_SERVER))
             return [Check("redis", "failed", f"the server is {version}; {oldest} or newer is needed")]
         return [Check("redis", "ok", "answers and takes writes"), _eviction(facts), _persistence(facts)]
+
+    def vitals(self) -> Vitals:
+        """For metrics; raises RedisUnavailable."""
+        with self._connections.guard():
+            began_s = time.monotonic()
+            self._redis.ping()
+            round_trip_s = time.monotonic() - began_s
+            facts = {name: value for part in (*_PARTS, "clients") for name, value in self._redis.info(part).items()}
+        return Vitals(
+            version=str(facts["redis_version"]),
+            uptime_s=int(facts["uptime_in_seconds"]),
+            round_trip_s=round_trip_s,
+            memory_bytes=int(facts["used_memory"]),
+            memory_limit_bytes=int(facts.get("maxmemory", 0)),
+            clients=int(facts["connected_clients"]),
+            is_evicting=_eviction(facts).status != "ok",
+            is_persisting=_persistence(facts).status == "ok",
+        )
 
     def require(self) -> list[str]:
         """Raises ConfigError for a Redis that must not be trusted with jobs; returns warnings about one that may."""

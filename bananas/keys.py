@@ -32,7 +32,8 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
 | ``inbox:<runner>`` | LIST | ``cancel``/``follow <id> <token>``, ``pools``, ``deployed <name>`` | 60 s after a push |
 | ``tail:<id>`` | STREAM | what a followed job prints: token, offset, data; at most 500 | 60 s after the last |
-| ``counters`` | HASH | what /metrics sums up, see below | for ever |
+| ``counters`` | HASH | what /metrics sums up, see below | for ever; by function: until its jobs are gone |
+| ``traffic`` | HASH | requests to gateways, see below | for ever |
 | ``fn:<name>`` | HASH | the current version and what enqueue stamps on a job | until removed |
 | ``functions`` | SET | names | |
 | ``version:<name>@<version>`` | STRING | one immutable version (JSON) | of the last 20 or of a live job; then 7 days |
@@ -63,7 +64,9 @@ jobs have the unique key ``cron:<function>@<slot>``.
 Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retries`` · ``dead:<reason>`` ·
 ``enqueued:<function>`` · ``cancelled`` · ``ms:<function>:<bucket>`` runs by duration bucket (upper bound in ms or
 ``inf``) · ``ms_sum:<function>`` their sum in ms · ``trimmed`` dead letters dropped over the cap · ``replayed``
-``purged`` dead letters · ``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
+``purged`` dead letters · ``lost`` leases that ran out · ``<phase>:<pool>:<bucket>`` attempts by duration bucket and
+``<phase>_us:<pool>`` their sum in µs, for the phases ``queued wait_sandbox init run total`` ·
+``orphans`` ids without a record, met by a claim, a promotion or the reaper ·
 ``repaired:<kind>`` what the janitor's audit put right · ``start:<pool>:<function>:<start>:<reason>`` and
 ``end:<pool>:<function>:<reason>`` sandboxes that came and went, words as in ``runner/reasons.py`` ·
 ``egress:<pool>:<verdict>`` connections out of sandboxes · ``egress_bytes:<pool>:<direction>`` ·
@@ -71,6 +74,8 @@ Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retrie
 ``cron_lag:<function>`` ms, how late the last one fired · ``refused:<function>:<reason>`` jobs that were not taken
 (``queue_full``, ``callbacks_full``, ``token_rate``, ``function_rate``) · ``callback:<function>:<verdict>`` tries to
 tell an end (``delivered``, ``again``, ``failed`` for good) · ``callbacks_lost`` ends whose record went before.
+In ``traffic``: ``http:<call>:<status>`` answered requests · ``took:<call>:<bucket>`` ``took_us:<call>`` how long they
+took.
 """
 
 from __future__ import annotations
@@ -86,6 +91,7 @@ LEASES: Final = PREFIX + "leases"
 DEAD: Final = PREFIX + "dead"
 DONE: Final = PREFIX + "done"
 COUNTERS: Final = PREFIX + "counters"
+TRAFFIC: Final = PREFIX + "traffic"
 FUNCTIONS: Final = PREFIX + "functions"
 POOLS: Final = PREFIX + "pools"
 POOLS_REV: Final = PREFIX + "pools:rev"

@@ -1,4 +1,5 @@
-"""What nobody refers to any more: archives of versions that are gone, entries of lists whose records are gone.
+"""What nobody refers to any more: archives of versions that are gone, entries of lists whose records are gone, counters
+of functions that are gone.
 
 Called by the janitor of every runner, a bounded piece at a time; any number of them at once do no harm.
 """
@@ -13,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from bananas import keys
+from bananas.counters import Counters
 from bananas.listing import JobLists
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
@@ -38,6 +40,7 @@ class Leftovers:
         self._connections = connections
         self._redis = connections.commands
         self._lists = JobLists(connections)
+        self._counters = Counters(connections)
         self._cursor = 0
         self._versions: set[bytes] = set()
         self._bundles: set[bytes] = set()
@@ -61,6 +64,7 @@ class Leftovers:
                 return 0
             versions, bundles = self._versions, self._bundles
             self._versions, self._bundles = set(), set()
+            self._counters.forget()
             return self._let_go(versions, bundles)
 
     def forget(self, count: int = 500) -> None:

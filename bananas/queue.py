@@ -61,6 +61,8 @@ class Counts:
     #: Unix ms of the oldest dead letter's death, and of now; equal when there is none.
     oldest_dead_ms: int
     now_ms: int
+    #: Since when the first lease has run out that no reaper has taken back, in ms.
+    overdue_ms: int
     counters: dict[str, int | float]
 
 
@@ -242,12 +244,15 @@ class Queue:
             pipe.zcard(keys.LEASES)
             pipe.zcard(keys.DEAD)
             pipe.zrange(keys.DEAD, 0, 0, withscores=True)
+            pipe.zrange(keys.LEASES, 0, 0, withscores=True)
             pipe.time()
             pipe.hgetall(keys.COUNTERS)
-            scheduled, leased, dead, oldest, now, raw = pipe.execute()
+            scheduled, leased, dead, oldest, first, now, raw = pipe.execute()
         now_ms = unix_ms(now)
         counters = {name.decode(): float(value) if b"." in value else int(value) for name, value in raw.items()}
-        return Counts(scheduled, leased, dead, int(oldest[0][1]) if oldest else now_ms, now_ms, counters)
+        oldest_ms = int(oldest[0][1]) if oldest else now_ms
+        overdue_ms = max(0, now_ms - int(first[0][1])) if first else 0
+        return Counts(scheduled, leased, dead, oldest_ms, now_ms, overdue_ms, counters)
 
     # -- runners ----------------------------------------------------------------------------------------------
 

@@ -179,6 +179,13 @@ def _devices(raw: str) -> tuple[str, ...]:
     return names
 
 
+def _address(raw: str) -> tuple[str, int]:
+    host, _, port = raw.rpartition(":")
+    if not host.strip("[]") or not port.isascii() or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError("must be host:port, such as 127.0.0.1:9464")
+    return host.strip("[]"), int(port)
+
+
 _TEXT = Reader("text", str)
 _FILE = Reader("a path", str)
 _NAMES = Reader("names with commas between them", _names)
@@ -248,6 +255,11 @@ class Settings:
     secret_key: str = _setting("BANANAS_SECRET_KEY", _TEXT, "", secret=True)
     #: A file with these keys, instead of the text. Unset: none; ``bananas up`` makes one.
     secret_key_file: str = _setting("BANANAS_SECRET_KEY_FILE", _FILE, "")
+    #: Where a runner answers ``GET /metrics``, without a token; one for each runner of a machine (docs/metrics.md).
+    #: Unset: nowhere.
+    runner_metrics: tuple[str, int] | None = _setting(
+        "BANANAS_RUNNER_METRICS", Reader("``host:port`` such as 127.0.0.1:9464", _address), None
+    )
     #: How much gateways and runners log.
     log_level: str = _setting("BANANAS_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info")
 

@@ -12,6 +12,7 @@ from gateway import auth, guard, hints, listen, problems, requestid
 from gateway.follow import Followers
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
+from gateway.metrics import Scraper
 from gateway.parts import Parts
 from gateway.routes.aws import AwsRoutes
 from gateway.routes.dead import DeadRoutes
@@ -28,7 +29,10 @@ from gateway.routes.tokens import TokenRoutes
 def from_env() -> Flask:
     """The app of one gateway process, after the fork. Raises ConfigError."""
     settings = Settings.from_env()
-    return create_app(settings, Parts.of(settings, Connections(settings.require_redis_url())))
+    parts = Parts.of(settings, Connections(settings.require_redis_url()))
+    app = create_app(settings, parts)
+    parts.traffic.start()
+    return app
 
 
 def create_app(settings: Settings, parts: Parts) -> Flask:
@@ -38,8 +42,10 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     app.url_map.converters["job"] = JobPart
     app.url_map.merge_slashes = False  # no call is at a path with two, and a redirect would be one more answer
     queue, registry, waiters = parts.queue, parts.registry, parts.waiters
-    # gunicorn's worker lets the waiters go when it stops.
+    # gunicorn's worker lets the waiters go when it stops, and the last counts are told.
     app.extensions["bananas.waiters"] = waiters
+    app.extensions["bananas.traffic"] = parts.traffic
+    parts.traffic.register(app)
     if listen.is_loopback(settings.host) or settings.hosts:
         app.before_request(guard.host_check(settings.hosts))
     if listen.needs_tokens(settings):
@@ -48,6 +54,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     problems.register(app)
     app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
     live = LiveRunners(registry)
+    scraper = Scraper(queue, registry, parts.health, parts.counters, parts.traffic)
     invoker = Invoker(queue, registry, waiters, live)
     for routes in (
         JobRoutes(queue, parts.lists, registry, waiters, live, Followers(queue, parts.follow, waiters)),
@@ -55,7 +62,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         FunctionRoutes(queue, registry, invoker),
         RawRoutes(invoker, listen.needs_tokens(settings)),
         AwsRoutes(queue, registry, invoker, listen.needs_tokens(settings)),
-        OperateRoutes(queue, registry, parts.health),
+        OperateRoutes(queue, registry, parts.health, scraper),
         SecretRoutes(parts.secrets, registry),
         ScheduleRoutes(parts.schedules),
         TokenRoutes(parts.tokens),

@@ -43,6 +43,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """A process ends: nothing waits in it any more."""
+    """A process ends: nothing waits in it any more, and what it counted is told."""
     if worker.booted:
         worker.wsgi.extensions["bananas.waiters"].stop()
+        worker.wsgi.extensions["bananas.traffic"].stop()

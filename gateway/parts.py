@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from bananas.counters import Counters
 from bananas.dead_letters import DeadLetters
 from bananas.follow import Follow
 from bananas.health import Health
@@ -16,6 +17,7 @@ from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import Settings
 from bananas.tokens import Tokens
+from gateway.traffic import Traffic
 from gateway.wait import Waiters
 
 
@@ -29,6 +31,8 @@ class Parts:
     waiters: Waiters
     follow: Follow
     health: Health
+    counters: Counters
+    traffic: Traffic
     secrets: Secrets
     dead: DeadLetters
     schedules: Schedules
@@ -37,7 +41,7 @@ class Parts:
     @classmethod
     def of(cls, settings: Settings, connections: Connections, waiters: Waiters | None = None) -> Self:
         """Raises ConfigError for a key of secrets that is not one."""
-        queue = Queue(connections)
+        queue, counters = Queue(connections), Counters(connections)
         return cls(
             queue=queue,
             lists=JobLists(connections),
@@ -45,6 +49,8 @@ class Parts:
             waiters=Waiters(queue) if waiters is None else waiters,
             follow=Follow(connections),
             health=Health(connections),
+            counters=counters,
+            traffic=Traffic(counters.add_traffic),
             secrets=Secrets(connections, SecretBox.from_settings(settings)),
             dead=DeadLetters(connections),
             schedules=Schedules(connections),

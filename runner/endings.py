@@ -12,8 +12,9 @@ from typing import Any
 import gevent
 
 from bananas.protocols import ExitInfo
-from runner.reasons import EndReason, Tally
+from runner.reasons import EndReason
 from runner.slot import Slot
+from runner.tally import Tally
 
 #: For an end that another greenlet sees to; the engine's own deadlines are shorter.
 DEAD_S = 120.0

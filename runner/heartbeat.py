@@ -63,8 +63,11 @@ class Heartbeat(PeriodicService):
         in_flight: InFlight,
         lease_s: float,
         period_s: float,
+        on_lag: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """``on_lag`` hears how late each beat began, in seconds."""
         super().__init__(on_crash, period_s)
+        self._on_lag = on_lag
         self._queue = queue
         self._runner = runner
         self._in_flight = in_flight
@@ -88,7 +91,10 @@ class Heartbeat(PeriodicService):
         """Measure how late the loop wakes us: it tells whether anything in this process blocks."""
         due = time.monotonic() + seconds
         super().pause(seconds)
+        if self.stopping.is_set():
+            return
         lag_s = time.monotonic() - due
+        self._on_lag(max(0.0, lag_s))
         if lag_s > _LAG_WARN_S:
             log.warning("the event loop was held up for %.1f s", lag_s)
 

@@ -45,11 +45,12 @@ from runner.endings import Endings, OnLog
 from runner.gate import Gate
 from runner.ledger import Ledger
 from runner.readiness import Readiness
-from runner.reasons import EndReason, Start, StartReason, Tally
+from runner.reasons import EndReason, Start, StartReason
 from runner.roster import Roster
 from runner.slot import Plan, Reuse, SandboxState, Seat, Slot, fits
 from runner.slot import profile_of as profile_of
 from runner.supply import WAIT_S, Supply
+from runner.tally import Tally
 from runner.warmups import WarmUps
 
 #: An idle sandbox of a version that is not current any more goes after this long; queued jobs of it may still come.
@@ -96,8 +97,7 @@ class SandboxPool:
         )
         #: Claimed attempts that have not come to ``acquire`` yet.
         self._reserved = 0
-        #: Set whenever a place becomes free.
-        self.freed = Event()
+        self.freed = Event()  # set whenever a place becomes free
         self._ledger.join(self)
 
     # -- what the worker asks ---------------------------------------------------------------------------------

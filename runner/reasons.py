@@ -1,17 +1,13 @@
-"""Why sandboxes come and go: the closed vocabulary of job records, metrics and logs, and how often each happened.
+"""Why sandboxes come and go: the closed vocabulary of job records, metrics and logs. ``tally.py`` counts them.
 
 Words here are labels of counters, so nothing that a user or an engine wrote is ever one.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from enum import StrEnum
 
 from bananas.errors import ProtocolError
-
-log = logging.getLogger(__name__)
 
 
 class Start(StrEnum):
@@ -67,41 +63,3 @@ def of_failure(cause: Exception) -> EndReason:
     if isinstance(cause, TimeoutError):
         return EndReason.FAILED_TIMEOUT
     return EndReason.FAILED_PROTOCOL if isinstance(cause, ProtocolError) else EndReason.FAILED_CRASH
-
-
-class Tally:
-    """Starts and ends of one runner since they were last told, each also a line in the log.
-
-    Counting costs no call; the announcer takes the counts to Redis.
-    """
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def started(
-        self, pool: str, function: str, sandbox: str, start: Start, reason: StartReason, wait_ms: float
-    ) -> None:
-        """One start; ``function`` is empty for a stem."""
-        self._counts[f"start:{pool}:{function}:{start}:{reason}"] += 1
-        if start is not Start.WARM:
-            log.info(
-                "sandbox started pool=%s function=%s sandbox=%s start=%s reason=%s wait_ms=%.1f",
-                *(pool, function or "-", sandbox, start, reason or "-", wait_ms),
-            )
-
-    def ended(self, pool: str, function: str, sandbox: str, uses: int, reason: EndReason) -> None:
-        """One end."""
-        self._counts[f"end:{pool}:{function}:{reason}"] += 1
-        log.info(
-            "sandbox ended pool=%s function=%s sandbox=%s uses=%d reason=%s",
-            *(pool, function or "-", sandbox, uses, reason),
-        )
-
-    def take(self) -> Counter[str]:
-        """Everything counted since the last time, by field name of the counters in Redis."""
-        counts, self._counts = self._counts, Counter()
-        return counts
-
-    def put_back(self, counts: Counter[str]) -> None:
-        """They could not be told."""
-        self._counts.update(counts)

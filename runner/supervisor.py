@@ -31,7 +31,7 @@ from bananas.registry import Registry, RunnerInfo
 from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import MIB, Settings
-from runner import contracts, gpus, images, opennet
+from runner import contracts, gpus, images, metrics, opennet
 from runner.access import Access
 from runner.alarm import Alarm
 from runner.bundles import BundleCache
@@ -50,14 +50,16 @@ from runner.maintenance.promoter import Promoter
 from runner.maintenance.reaper import Reaper
 from runner.maintenance.scheduler import Scheduler
 from runner.maintenance.upkeep import Upkeep
+from runner.metrics import MetricsServer, Sources, Vitals
 from runner.own_container import Workshop
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
-from runner.reasons import EndReason, Tally
+from runner.reasons import EndReason
 from runner.sandbox import DockerSandboxFactory
 from runner.service import GreenletService, PeriodicService
 from runner.stdio import StdioSandboxFactory
 from runner.tail import LogTeller
+from runner.tally import Tally
 from runner.webhook import Sender
 from runner.worker import Bell, Inbox, Worker
 
@@ -87,6 +89,7 @@ class Supervisor:
         self._services: list[GreenletService] = []
         self._in_flight = InFlight()
         self._tally = Tally()
+        self._vitals = Vitals()
         self._started_at_ms = self._clock.now_ms()
         self._notifier = Notifier()
 
@@ -115,6 +118,7 @@ class Supervisor:
 
     def _build(self) -> None:
         settings = self._settings
+        self._metrics = metrics.listen(settings.runner_metrics)
         self._connections.ping()
         for warning in Health(self._connections).require():
             log.warning("%s", warning)
@@ -147,6 +151,7 @@ class Supervisor:
             host.name,
             settings.lease_s,
             self._on_step,
+            tally=self._tally,
         )
         self._upkeep = Upkeep(
             self._on_crash,
@@ -182,7 +187,10 @@ class Supervisor:
         )
         roles: list[GreenletService] = [
             *self._callback_roles(),
-            Heartbeat(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
+            Heartbeat(
+                *(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
+                on_lag=self._vitals.lagged,
+            ),
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             inbox,
             tail,
@@ -195,6 +203,12 @@ class Supervisor:
             self._upkeep,
             self._worker,
         ]
+        if self._metrics is not None:
+            sources = Sources(
+                *(host.name, self._pools, self._in_flight, self._tally, self._ledger, self._gate, self._gpus),
+                self._vitals,
+            )
+            roles.append(MetricsServer(self._on_crash, self._metrics, lambda: metrics.text(sources)))
         if self._notifier.watchdog_s:
             roles.append(_Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
         return roles
@@ -218,7 +232,7 @@ class Supervisor:
             settings, engine, self._registry.instance(), self._host, lambda: self._catalog.runtimes.get("python")
         )
         caps = Caps(settings.egress_connections, settings.egress_mb * MIB)
-        return Access(caps, self._gpus, self._open_network.require, self._tally.put_back)
+        return Access(caps, self._gpus, self._open_network.require, self._tally.add)
 
     def _free_gpus(self) -> None:
         """End idle sandboxes that hold devices, because another one needs some."""
@@ -332,7 +346,8 @@ class Supervisor:
 
     def _publish_runtimes(self) -> None:
         try:
-            self._catalog.refresh_runtimes()
+            with self._vitals.engine():
+                self._catalog.refresh_runtimes()
         except EngineUnavailable as e:
             log.warning("runtimes not refreshed: %s", e)
             return
@@ -356,7 +371,8 @@ class Supervisor:
             gpus=len(self._gpus.devices),
         )
         try:
-            self._registry.announce(info, counts)
+            with self._vitals.redis():
+                self._registry.announce(info, counts)
         except RedisUnavailable:
             self._tally.put_back(counts)
             raise

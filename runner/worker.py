@@ -22,6 +22,7 @@ from runner.executor import Executor, Running
 from runner.heartbeat import InFlight
 from runner.pool import SandboxPool
 from runner.service import GreenletService, PeriodicService
+from runner.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Worker(GreenletService):
         runner: str,
         lease_s: float,
         on_step: Callable[[Step], None],
+        tally: Tally | None = None,
     ) -> None:
         """``pools`` is shared with the supervisor, which adds to it; ``on_step`` hears of every answer of the queue."""
         super().__init__(on_crash)
@@ -53,6 +55,7 @@ class Worker(GreenletService):
         self._runner = runner
         self._lease_ms = round(lease_s * 1000)
         self._on_step = on_step
+        self._tally = tally or Tally()
         self._outbox: list[Settlement] = []
         self._wake = Event()
         self._drained = Event()
@@ -135,6 +138,7 @@ class Worker(GreenletService):
         for settlement, accepted in zip(ready, step.settled, strict=True):
             claim = settlement.claim
             self._in_flight.remove(claim)
+            self._tally.settled(claim.pool, settlement.attempt, accepted)
             if not accepted:
                 log.info(
                     "report refused job=%s token=%d: the attempt was not the job's any more", claim.id, claim.token
@@ -175,6 +179,7 @@ class Worker(GreenletService):
     def _attempt(self, running: Running, pool: SandboxPool) -> None:
         settlement = self._executor.run(running, pool)
         if settlement is None:
+            self._tally.abandoned(running.abandoned)
             self._in_flight.remove(running.claim)
             # Its slot is free again: there may be work for it.
             self.rang(pool.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -148,6 +149,29 @@ def node_image(engine: docker.DockerClient) -> RuntimeInfo:
         return nodeimage.build_node(engine, make_default=not has_default)
     except ConfigError as e:
         pytest.skip(f"no Node 22 can be had here: {e}")
+
+
+def _program(name: str) -> str:
+    """Where a program of Debian's package prometheus is: without it CI fails, and a laptop skips."""
+    path = shutil.which(name)
+    if path is None:
+        missing = f"no {name} on PATH; apt-get install prometheus"
+        if os.environ.get("CI") and not os.environ.get("BANANAS_ALLOW_SKIP"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return path
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """What checks metrics, alerts and their tests."""
+    return _program("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus_path() -> str:
+    """Prometheus itself."""
+    return _program("prometheus")
 
 
 @pytest.fixture

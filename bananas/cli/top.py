@@ -36,7 +36,7 @@ _NAMES: Final = frozenset(
         "bananas_job_duration_seconds_count",
         "bananas_queue_oldest_seconds",
         "bananas_scheduled_jobs",
-        "bananas_dead_letters",
+        "bananas_dead_letters_kept",
     }
 )
 # The other screen without a cursor, and back; the frame's first line; the rest of a line; the rest of the screen.
@@ -177,7 +177,7 @@ def frame(before: Sample, now: Sample) -> dict[str, Any]:
         "queued": sum(sum(pool["queued"].values()) for pool in now.pools),
         "running": sum(runner["busy"] for runner in now.runners),
         "scheduled": int(now.series.get(("bananas_scheduled_jobs", ()), 0)),
-        "dead": int(now.series.get(("bananas_dead_letters", ()), 0)),
+        "dead": int(now.series.get(("bananas_dead_letters_kept", ()), 0)),
         "ended_per_s": rate(grown("bananas_jobs_total")),
         "pools": [_pool(pool, now) for pool in now.pools],
         # The busiest first, then by name.

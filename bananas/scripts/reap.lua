@@ -21,6 +21,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', now, 'LIMIT', 
       ',"started_at_ms":' .. j[6] .. ',"error":' .. err .. '}'
     remember(key, attempt, '', tonumber(ARGV[6]))
     count('outcome:' .. j[1] .. ':lost')
+    count('lost')
     if losses >= tonumber(ARGV[3]) then
       poisoned = poisoned + 1
       finish(id, {now = now, state = 'failed', reason = 'poisoned', result = '', error = err, attempt = attempt,

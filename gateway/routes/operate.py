@@ -8,12 +8,14 @@ import msgspec
 from flask import Blueprint, Response
 
 from bananas.health import Check, Health
+from bananas.metrics import CONTENT_TYPE
 from bananas.queue import LaneDepth, Queue
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import PoolSpec
-from gateway import bodies, live, metrics
+from gateway import bodies, live
 from gateway.answers import iso, json_answer
 from gateway.guard import read_body
+from gateway.metrics import Scraper
 from gateway.problems import problem
 
 _POOL_BYTES = 64 * 1024
@@ -22,10 +24,11 @@ _POOL_BYTES = 64 * 1024
 class OperateRoutes:
     """The calls on the installation itself."""
 
-    def __init__(self, queue: Queue, registry: Registry, health: Health) -> None:
+    def __init__(self, queue: Queue, registry: Registry, health: Health, scraper: Scraper) -> None:
         self._queue = queue
         self._registry = registry
         self._health = health
+        self._scraper = scraper
 
     def blueprint(self) -> Blueprint:
         """The routes, to be registered with the app."""
@@ -103,8 +106,7 @@ class OperateRoutes:
 
     def metrics(self) -> Response:
         """Prometheus text, from Redis at this moment."""
-        text, content_type = metrics.scrape(self._queue, self._registry)
-        return Response(text, content_type=content_type)
+        return Response(self._scraper.text(), content_type=CONTENT_TYPE)
 
 
 def _totals(depths: list[LaneDepth]) -> dict[str, int]:

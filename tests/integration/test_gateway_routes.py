@@ -327,9 +327,13 @@ def test_metrics_tell_what_happened(client, player):
     assert found["bananas_jobs_accepted_total", "hello"] == 4
     assert found["bananas_retries_total",] == 1
     assert found["bananas_dead_letters_total", "retries_exhausted"] == 1
-    assert found["bananas_dead_letters",] == 1
+    assert found["bananas_dead_letters_kept",] == 1
     assert found["bananas_runners",] == 1
     assert found["bananas_sandboxes", "default", "player", "idle"] == 3
+    assert (found["bananas_pool_runners", "default"], found["bananas_pool_slots", "default"]) == (1, 8)
+    assert found["bananas_http_requests_total", "jobs.submit", "202"] == 5
+    assert found["bananas_http_request_seconds_count", "jobs.submit"] == 5
+    assert found["bananas_redis_evicting",] == 0
     assert [found["bananas_job_duration_seconds_bucket", "hello", le] for le in ("0.002", "0.005", "+Inf")] == [0, 2, 2]
     assert found["bananas_job_duration_seconds_count", "hello"] == 2
     assert found["bananas_job_duration_seconds_sum", "hello"] == pytest.approx(0.0065)
@@ -365,10 +369,7 @@ def test_everything_is_503_without_redis_and_nothing_hangs(app_client, free_port
     connections = Connections(f"redis://:hunter2@127.0.0.1:{free_port}/0")
     client = app_client(connections)
     calls = [
-        *(
-            ("GET", path)
-            for path in (f"/jobs/{NO_JOB}", "/functions", "/functions/hello", "/pools", "/runtimes", "/metrics")
-        ),
+        *(("GET", path) for path in (f"/jobs/{NO_JOB}", "/functions", "/functions/hello", "/pools", "/runtimes")),
         *(("GET", path) for path in ("/runners", f"/jobs/{NO_JOB}/logs", f"/bundles/{SHA}")),
         *(("GET", path) for path in ("/dead", f"/jobs/{NO_JOB}/payload")),
         *(("DELETE", path) for path in (f"/jobs/{NO_JOB}", "/functions/hello")),
@@ -380,6 +381,7 @@ def test_everything_is_503_without_redis_and_nothing_hangs(app_client, free_port
     for path in ("/dead/replay", "/dead/purge"):
         answers += [send(client, "POST", path, {"ids": [NO_JOB]}), send(client, "POST", path, {"all": True})]
     answers.append(send(client, "POST", f"/jobs/{NO_JOB}/replay", {}))
+    assert metrics(client)["bananas_up",] == 0
     for answer in answers:
         assert "hunter2" not in answer.text
         assert_problem(answer, 503, "redis-unavailable", "does not answer")

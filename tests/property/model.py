@@ -256,6 +256,8 @@ class Model:
         if len(job.hist) > self.limits.history:
             job.logs.pop(job.hist.pop(0)[0], None)
         self.counters[f"outcome:{job.fn}:{outcome}"] += 1
+        if outcome == "lost":
+            self.counters["lost"] += 1
 
     def call(self, fn: str) -> None:
         """Call parked jobs back: in each lane, of all that have a number the first ones that find room."""

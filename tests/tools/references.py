@@ -5,13 +5,21 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from tests.tools import api_reference, cli_reference, manifest_reference, redis_keys, settings_reference
+from tests.tools import (
+    api_reference,
+    cli_reference,
+    manifest_reference,
+    metrics_reference,
+    redis_keys,
+    settings_reference,
+)
 
 #: Each has the page's ``TARGET`` and its ``text()``.
 PAGES: Final[tuple[ModuleType, ...]] = (
     api_reference,
     cli_reference,
     manifest_reference,
+    metrics_reference,
     redis_keys,
     settings_reference,
 )

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from tests.tools.stub_gateway import StubGateway, problem
 
 Cli = Callable[..., SimpleNamespace]
-METRICS = 'bananas_jobs_total{function="hello",outcome="ok"} 3.0\nbananas_dead_letters 2.0\n'
+METRICS = 'bananas_jobs_total{function="hello",outcome="ok"} 3.0\nbananas_dead_letters_kept 2.0\n'
 
 
 def read_until(master: int, wanted: bytes, deadline_s: float = 30) -> bytes:

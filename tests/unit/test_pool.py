@@ -17,8 +17,9 @@ from bananas.testing import FakeSandbox, FakeSandboxFactory, ManualClock
 from runner.gate import Gate
 from runner.ledger import Ledger
 from runner.pool import SandboxPool, profile_of
-from runner.reasons import EndReason, Tally
+from runner.reasons import EndReason
 from runner.slot import Plan, Reuse, SandboxState, Seat, Wish
+from runner.tally import Tally
 
 SPEC = PoolSpec(concurrency=2, idle_timeout_ms=10_000)
 HELLO = Binding("hello", "v1", "handler.handle", "a" * 64, None)

@@ -57,3 +57,19 @@ def test_the_state_is_where_the_user_may_write(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Settings().state_path == tmp_path / ".local/state/bananas"
+
+
+@pytest.mark.parametrize(
+    ("raw", "address"),
+    [("127.0.0.1:9464", ("127.0.0.1", 9464)), ("[::1]:80", ("::1", 80)), ("0.0.0.0:1", ("0.0.0.0", 1))],
+)
+def test_an_address_is_a_host_and_a_port(raw: str, address: tuple[str, int]) -> None:
+    """As they are written everywhere."""
+    assert Settings.from_env({"BANANAS_RUNNER_METRICS": raw}).runner_metrics == address
+
+
+@pytest.mark.parametrize("raw", ["9464", ":9464", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x"])
+def test_what_is_no_address_is_refused(raw: str) -> None:
+    """With an example."""
+    with pytest.raises(ConfigError, match=r"BANANAS_RUNNER_METRICS.*such as 127\.0\.0\.1:9464"):
+        Settings.from_env({"BANANAS_RUNNER_METRICS": raw})

@@ -1,0 +1,86 @@
+"""Counts the requests of one gateway process: by call and status, and how long they took. ``/metrics`` tells the sums.
+
+Counting is a few additions in memory; every other second what is new goes to Redis, where the counts of all processes
+meet. A process that is killed takes with it what it had not told yet, two seconds of it at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+from flask import Flask, Response, g, request
+from gevent.event import Event
+
+from bananas.errors import RedisUnavailable
+from bananas.metrics import bucket
+
+_TELL_S: Final = 2.0
+#: What a path is called that no call is at.
+_NO_CALL: Final = "none"
+
+
+class Traffic:
+    """See the module. Made after the fork."""
+
+    def __init__(self, tell: Callable[[Counter[str]], None]) -> None:
+        """``tell`` adds counts to those in Redis; raises RedisUnavailable."""
+        self._tell = tell
+        self._counts: Counter[str] = Counter()
+        self._has_news = Event()
+        self._teller: gevent.Greenlet[[], None] | None = None
+
+    def register(self, app: Flask) -> None:
+        """Count every request of ``app``. Before all else that looks at requests, so that refused ones count too."""
+        app.before_request(self._begin)
+        app.after_request(self._end)
+
+    def start(self) -> None:
+        """Tell from now on, whenever there is something new."""
+        self._teller = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Tell the last, if Redis answers, and end."""
+        if self._teller is not None:
+            self._teller.kill(block=False)
+            self._teller = None
+        try:
+            self.tell()
+        except RedisUnavailable:
+            self._counts.clear()  # the process ends, and nobody is there to ask for them
+
+    def tell(self) -> None:
+        """Take what is new to Redis; raises RedisUnavailable, and keeps it then."""
+        counts, self._counts = self._counts, Counter()
+        if not counts:
+            return
+        try:
+            self._tell(counts)
+        except RedisUnavailable:
+            self._counts.update(counts)
+            raise
+
+    def _begin(self) -> None:
+        g.arrived_s = time.monotonic()
+
+    def _end(self, answer: Response) -> Response:
+        took_s = time.monotonic() - g.arrived_s
+        call, counts = request.endpoint or _NO_CALL, self._counts
+        counts[f"http:{call}:{answer.status_code}"] += 1
+        counts[f"took:{call}:{bucket(took_s)}"] += 1
+        counts[f"took_us:{call}"] += round(took_s * 1e6)
+        self._has_news.set()
+        return answer
+
+    def _run(self) -> None:
+        while True:
+            self._has_news.wait()
+            self._has_news.clear()
+            gevent.sleep(_TELL_S)  # so that one message holds what came meanwhile
+            try:
+                self.tell()
+            except RedisUnavailable:
+                self._has_news.set()  # the calls themselves tell of it
