@@ -20,7 +20,7 @@ from bananas.errors import InvalidRequest, ManifestError
 from bananas.manifest_schema import Root, problems, schema
 from bananas.manifest_values import NOT_YET, did_you_mean
 from bananas.runtimes import parse_runtime
-from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec
+from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec, why_one_call
 from bananas.targets import parse_target
 from bananas.yamlmap import Loc, Node, Problem
 
@@ -105,6 +105,7 @@ def _references(data: object, base: Path) -> Iterator[_Finding]:
             yield from _pools(("functions", name), _mapping(function), ["default", *pools])
             yield from _egress(("functions", name), _mapping(function), pools)
             yield from _image(("functions", name), _mapping(function))
+            yield from _sharing(("functions", name), _mapping(function))
             yield from _files(("functions", name), _mapping(function), base)
 
 
@@ -156,11 +157,20 @@ def _image(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
         return
     if contract == "handler":
         yield (*loc, "image"), "an image needs a contract; write contract: http, or contract: exec"
-    for key in ("runtime", "handler", "requirements"):
+    for key in ("runtime", "handler", "requirements", "calls_per_sandbox"):
         if key in keys:
             yield (*loc, key), "means nothing to an image of your own; leave one of the two out"
     if keys.get("secrets"):
         yield (*loc, "secrets"), f"reach no image of your own: {NOT_YET}; leave one of the two out"
+
+
+def _sharing(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
+    """What keeps a sandbox from running several calls at once; of an image it is said already."""
+    if "image" not in keys and str(keys.get("calls_per_sandbox", 1)) != "1":
+        is_alone = keys.get("single_use") in (True, "true")
+        why_not = why_one_call(single_use=is_alone, language=_language(keys.get("runtime")))
+        if why_not:
+            yield (*loc, "calls_per_sandbox"), why_not
 
 
 def _files(loc: Loc, keys: dict[str, Any], base: Path) -> Iterator[_Finding]:

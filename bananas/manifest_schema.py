@@ -152,8 +152,6 @@ _Name = Annotated[str, Key(kinds.NAME, bounds=kinds.NAME_BOUNDS)]
 class Function(Keys):
     """One function: where its code is and how it runs."""
 
-    LATER = frozenset({"calls_per_sandbox"})
-
     runtime: Annotated[
         str,
         _fn(
@@ -247,6 +245,14 @@ class Function(Keys):
             "single_use",
             kinds.FLAG,
             "true: every attempt gets a sandbox that served no other, and it is removed afterwards.",
+        ),
+    ] = LEFT_OUT
+    calls_per_sandbox: Annotated[
+        int,
+        _fn(
+            "calls_per_sandbox",
+            kinds.COUNT,
+            "Calls that one sandbox runs at once: async ones on one loop, others in threads.",
         ),
     ] = LEFT_OUT
     min_warm: Annotated[

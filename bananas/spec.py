@@ -171,22 +171,24 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
             raise ValueError("command: is for an image; what a handler needs is in its module")
         if self.secrets and self.image is not None:
             raise ValueError("secrets: reach no image of one's own in this release; leave one of the two out")
-        if self.calls_per_sandbox > 1 and (why_not := self._why_one_call()):
-            raise ValueError(f"calls_per_sandbox: {why_not}")
+        if self.calls_per_sandbox > 1:
+            if self.image is not None:
+                raise ValueError("calls_per_sandbox: an image of one's own gets one call at a time; leave it out")
+            if why_not := why_one_call(single_use=self.single_use, language=self.runtime.rstrip("0123456789.")):
+                raise ValueError(f"calls_per_sandbox: {why_not}")
         for target in self.egress or ():
             if parse_target(target).key != target:
                 raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
 
 
-    def _why_one_call(self) -> str:
-        """Why one sandbox cannot run several calls of it; empty when it can."""
-        if self.single_use:
-            return "with single_use each sandbox serves one call; leave one of the two out"
-        if self.contract != "handler":
-            return "an image of one's own gets one call at a time; leave one of the two out"
-        if self.runtime.startswith("node"):
-            return "a sandbox of Node runs one call at a time in this release; leave it out, or write runtime: python"
-        return ""
+
+def why_one_call(*, single_use: bool, language: str) -> str:
+    """Why one sandbox cannot run several calls of such a function at once; empty when it can."""
+    if single_use:
+        return "with single_use a sandbox serves one call; leave one of the two out"
+    if language == "node":
+        return "a sandbox of Node runs one call at a time in this release; leave the key out"
+    return ""
 
 
 class Weights(_Spec, frozen=True, kw_only=True):

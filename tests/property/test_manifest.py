@@ -44,7 +44,7 @@ functions = st.builds(
     max_lifetime_ms=st.none() | times_ms,
     single_use=st.booleans(),
     min_warm=st.none() | st.integers(0, 512),
-)
+) | st.builds(FunctionSpec, runtime=st.sampled_from(["python", "python3.11"]), calls_per_sandbox=st.integers(1, 100))
 ports = st.integers(1, 65535)
 targets = (
     st.builds("{}.example.com:{}".format, hosts, ports)
@@ -94,6 +94,7 @@ def written_function(spec: FunctionSpec) -> dict[str, Any]:
         "max_uses": spec.max_uses,
         "max_lifetime": spec.max_lifetime_ms and show_time(spec.max_lifetime_ms),
         "single_use": spec.single_use,
+        "calls_per_sandbox": spec.calls_per_sandbox,
         "min_warm": spec.min_warm,
     }
     return {key: value for key, value in keys.items() if value is not None}

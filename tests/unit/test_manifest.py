@@ -97,7 +97,7 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             result_ttl: 2h
             max_uses: 100
             max_lifetime: 1h
-            single_use: true
+            calls_per_sandbox: 20
             min_warm: 2
             egress: [db:5432]
           hello: {retries: 0}
@@ -132,7 +132,7 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         result_ttl_ms=7_200_000,
         max_uses=100,
         max_lifetime_ms=3_600_000,
-        single_use=True,
+        calls_per_sandbox=20,
         min_warm=2,
         egress=("db:5432",),
     )
@@ -395,6 +395,8 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
         ("retries: {jitter: ful}", "'ful' is not valid; write one of none, full; did you mean 'full'?"),
         ("max_uses: 0", "0 is out of range; write at least 1"),
         ("max_uses: 1.0", "1.0 is not a whole number; write one, at least 1, without quotes"),
+        ("calls_per_sandbox: 0", "0 is out of range; write 1 to 100"),
+        ("calls_per_sandbox: 101", "101 is out of range; write 1 to 100"),
         ("single_use: 'true'", "'true' is not valid; write true or false, without quotes"),
         ("max_lifetime: 31d", "31d is out of range; write 1s to 30d"),
         ("min_warm: -1", "-1 is out of range; write 0 to 512"),
