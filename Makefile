@@ -30,8 +30,8 @@ check: ## linters, formatter, types, import contracts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: ## measure latency and throughput on this machine
-	sh scripts/run --dev .venv/bin/python -m tests.bench
+bench: ## measure beside references, see docs/performance.md; ARGS="--help" lists parts; half an hour
+	sh scripts/run --dev .venv/bin/python -m tests.bench $(ARGS)
 
 chaos: ## kill things under load and tell what became of every job, see docs/chaos.md; 12 minutes
 	BANANAS_CHAOS_SIZE=$${BANANAS_CHAOS_SIZE:-full} BANANAS_CHAOS_OUTAGE_S=40 BANANAS_CHAOS_LEASE_S=30 sh scripts/run --dev .venv/bin/python -m pytest --timeout=600 -v tests/chaos
@@ -43,5 +43,5 @@ down: ## stop the engine that the set-up started
 	sh scripts/down
 
 clean: ## remove .venv, caches and reports (images and state stay)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov dist build
+	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov dist build
 	find bananas gateway runner tests functions -name __pycache__ -type d -prune -exec rm -rf {} +

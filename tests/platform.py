@@ -54,7 +54,10 @@ def load_script(name: str) -> ModuleType:
 class Process:
     """One child process; its output goes to a file that failures show."""
 
-    def __init__(self, name: str, args: list[str], env: dict[str, str], folder: Path, ready: str) -> None:
+    def __init__(
+        self, name: str, args: list[str], env: dict[str, str], folder: Path, ready: str, root: Path = ROOT
+    ) -> None:
+        """``root``: the checkout whose code it runs."""
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("w") as file:
@@ -63,7 +66,7 @@ class Process:
                 env={**os.environ, **env},
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=ROOT,
+                cwd=root,
                 stdin=subprocess.DEVNULL,
             )
         until(lambda: self._is_ready(ready), READY_S, f"{name} to say {ready!r}")
@@ -98,9 +101,10 @@ class Process:
 class Platform:
     """A gateway, any number of runners, and one Redis that belongs to somebody else."""
 
-    def __init__(self, redis_url: str, **env: str) -> None:
-        """``env``: settings for every process, e.g. ``BANANAS_LEASE_S="2"``."""
+    def __init__(self, redis_url: str, *, root: Path = ROOT, **env: str) -> None:
+        """``env``: settings for every process, e.g. ``BANANAS_LEASE_S="2"``; ``root``: the checkout they run."""
         self.redis_url = redis_url
+        self._root = root
         # Short, since the sandboxes' socket paths have 107 bytes; at the same path for the engine.
         self.folder = Path(tempfile.mkdtemp(prefix="bn-"))
         self.port = free_port()
@@ -130,7 +134,7 @@ class Platform:
 
     def _start(self, module: str, ready: str, env: dict[str, str]) -> Process:
         name = f"{module}{len(self.processes)}"
-        process = Process(name, [sys.executable, "-m", module], {**self.env, **env}, self.folder, ready)
+        process = Process(name, [sys.executable, "-m", module], {**self.env, **env}, self.folder, ready, self._root)
         self.processes.append(process)
         return process
 

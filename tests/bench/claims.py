@@ -1,15 +1,13 @@
-"""``python -m tests.bench claim-cost``: what one claim costs with nothing, 10,000 and 1,000,000 jobs in the queue.
+"""What one claim costs with nothing, 10,000 and 1,000,000 jobs in the queue.
 
-Its own Redis on a Unix socket, without persistence, so that the figures are the script's and not the disk's. Needs
-about 1.2 GB of memory and two minutes; the ratio to the empty queue is the result. Sizes other than these: give them.
+Its own Redis on a Unix socket, without persistence, so that the figures are the script's and not the disk's. The ratio
+to the empty queue is the result.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +21,8 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import PRIORITIES, Bundles, Deployment, FunctionSpec
+from tests.bench.bench import Bench
+from tests.bench.table import Row
 
 SIZES = (0, 10_000, 1_000_000)
 CLAIMS = 2000
@@ -30,24 +30,29 @@ LEASE_MS = 600_000
 _BATCH = 1000
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure each size, print the table; returns 0. Arguments: sizes, ascending."""
-    sizes = [int(arg) for arg in argv] or list(SIZES)
+def claim_cost(bench: Bench) -> list[Row]:
+    """one claim with 0, 10,000 and 1,000,000 jobs queued; needs about 1.2 GB of memory and two minutes"""
     with tempfile.TemporaryDirectory(prefix="bn-") as folder:
         redis = EmbeddedRedis(Path(folder) / "redis", unix_socket=Path(folder) / "r")
         redis.start()
         connections = Connections(redis.url)
         try:
             connections.commands.config_set("appendonly", "no")
-            rows = measure(connections, sizes)
+            found = measure(connections, (0, 1000) if bench.options.quick else SIZES, bench.options.n(CLAIMS, 100))
         finally:
             connections.close()
             redis.stop()
-    print(f"{'queued':>12}{'claim p50 ms':>14}{'p99 ms':>10}{'ratio p50':>11}{'ratio p99':>11}")
-    for row in rows:
-        print("{queued:>12,}{p50_ms:>14.3f}{p99_ms:>10.3f}{ratio_p50:>11.2f}{ratio_p99:>11.2f}".format(**row))
-    print(json.dumps(rows))
-    return 0
+    return [
+        Row(
+            *("claim-cost", f"one claim with {row['queued']:,.0f} jobs queued"),
+            p50_ms=row["p50_ms"],
+            p99_ms=row["p99_ms"],
+            ratio=row["ratio_p50"],
+            reference="the empty queue",
+            ratio_of="p50_ms",
+        )
+        for row in found
+    ]
 
 
 def measure(connections: Connections, sizes: Sequence[int], claims: int = CLAIMS) -> list[dict[str, float]]:
@@ -94,7 +99,3 @@ def claim_ms(queue: Queue, at: int) -> float:
 
 def _ok(claim: Claim) -> Settlement:
     return Settlement(claim, Attempt(claim.token, Outcome.OK, "bench", 0), Decision("complete"), b"1")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

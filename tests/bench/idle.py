@@ -9,22 +9,39 @@ from typing import Any
 
 from runner import images
 from runner.docker_driver import LABEL_INSTANCE
+from tests.bench.bench import Bench
 from tests.bench.load import median, timed_ms
+from tests.bench.memory import tree
+from tests.bench.table import Row
 from tests.platform import Platform
 
-IDLE_S = 30.0
 #: For refills and deploys that were under way.
 SETTLE_S = 5.0
 
 
-def cpu_of_idle_s(platform: Platform, redis_pid: int) -> dict[str, float]:
-    """CPU seconds of each part over 30 idle seconds; ``sandboxes`` are all containers of the installation."""
+def idle(bench: Bench) -> list[Row]:
+    """CPU time while nothing is to do, and what freezing idle sandboxes would cost a call"""
+    seconds = bench.options.n(30, 2)
+    cpu_s = cpu_of_idle_s(bench.ours, bench.redis.pid or 0, seconds)
+    count = round(cpu_s.pop("sandboxes_count"))
+    rows = []
+    for part, used_s in {**cpu_s, "all of them": sum(cpu_s.values())}.items():
+        name = f"{part} ({count})" if part == "sandboxes" else part
+        rows.append(Row("idle", f"CPU ms per idle second: {name}", p50_ms=used_s / seconds * 1000))
+    frozen, thawed = freeze_and_thaw_ms(bench.ours)
+    rows.append(Row("idle", "the engine's pause of a sandbox", p50_ms=frozen))
+    rows.append(Row("idle", "its unpause", p50_ms=thawed))
+    return rows
+
+
+def cpu_of_idle_s(platform: Platform, redis_pid: int, seconds: float) -> dict[str, float]:
+    """CPU seconds of each part over so many idle ones; ``sandboxes`` are all containers of the installation."""
     client = images.connect()
     time.sleep(SETTLE_S)
     try:
         containers = _containers(client, platform)
         before = _cpu_s(platform, redis_pid) | {"sandboxes": sum(map(_container_cpu_s, containers))}
-        time.sleep(IDLE_S)
+        time.sleep(seconds)
         after = _cpu_s(platform, redis_pid) | {"sandboxes": sum(map(_container_cpu_s, containers))}
     finally:
         client.close()
@@ -58,12 +75,10 @@ def _cpu_s(platform: Platform, redis_pid: int) -> dict[str, float]:
     roots = {"redis": [redis_pid]}
     for process in platform.processes:
         roots.setdefault(process.name.rstrip("0123456789"), []).append(process.popen.pid)
-    return {part: sum(_tree_cpu_s(pid) for pid in pids) for part, pids in roots.items()}
+    return {part: sum(_cpu_of_s(below) for pid in pids for below in tree(pid)) for part, pids in roots.items()}
 
 
-def _tree_cpu_s(pid: int) -> float:
-    """User and system time of a process and the processes below it."""
+def _cpu_of_s(pid: int) -> float:
+    """User and system time of one process."""
     fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(_tree_cpu_s(int(child)) for child in children)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

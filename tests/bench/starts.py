@@ -1,52 +1,92 @@
-"""What a first call costs with a spare stem, without one, and what the engine alone takes, side by side in one run."""
+"""What a first call costs with a warm sandbox, with a spare stem and with neither, beside the engine alone."""
 
 from __future__ import annotations
 
+import subprocess
+from itertools import count
 from typing import Any
 
 from runner import images
-from tests.bench.load import median, timed_ms
+from tests.bench.bench import NOOP, Bench
+from tests.bench.load import closed, request, timed_ms
+from tests.bench.table import Row, interleaved
 from tests.platform import Platform, until
 
-FIRST_CALLS = 9
-_POOLS = "pools:\n  bare: {stems: 0}"
+_POOLS = "pools:\n  bare: {stems: 0}\n  spare: {}\n"
+_NUMBERS = count()
 
 
-def first_calls(platform: Platform, source: str, image: str) -> dict[str, float]:
-    """Medians in ms: ``engine`` create and start of a container, ``cold`` and ``stem`` first calls by HTTP."""
+def first_calls(bench: Bench) -> list[Row]:
+    """warm, stem and cold first calls, beside docker run, docker exec and the engine's create and start"""
     client = images.connect()
-    try:
-        engine = median([_create_and_start_ms(client.api, image) for _ in range(FIRST_CALLS)])
-    finally:
-        client.close()
-    stem, cold = [], []
-    for n in range(FIRST_CALLS):
-        platform.deploy({f"stem{n}": source})
-        platform.deploy({f"cold{n}": source}, "    pool: bare", _POOLS)
-        _wait_for_stems(platform, 2 + n)
-        stem.append(_call_ms(platform, f"stem{n}", "stem"))
-        cold.append(_call_ms(platform, f"cold{n}", "cold"))
-    return {"engine": engine, "stem": median(stem), "cold": median(cold)}
-
-
-def _call_ms(platform: Platform, function: str, start: str) -> float:
-    """One call; the counters must say afterwards that it started like that."""
-    (took_ms,) = timed_ms(lambda: platform.client.invoke(function, 1), 1)
-    log = "".join(process.text for process in platform.processes)
-    if f"function={function} " not in log or f"start={start} " not in log.split(f"function={function} ")[1]:
-        raise SystemExit(
-            f"the first call of {function} was to be a {start} start; see the runner's log:\n{log[-2000:]}"
-        )
-    return took_ms
-
-
-def _wait_for_stems(platform: Platform, number: int) -> None:
-    """Until the runner has started so many spare ones in all."""
-    until(
-        lambda: sum(process.text.count("start=spare") for process in platform.processes) >= number,
-        60.0,
-        f"{number} stems to be started",
+    sleep = ["python3", "-c", "import time; time.sleep(900)"]
+    container = client.containers.run(
+        bench.image, sleep, detach=True, remove=True, init=True, network_mode="none", labels={"bananas.bench": "exec"}
     )
+    options = ["--rm", "--network", "none", "--read-only", "--cap-drop", "ALL"]
+    run = ["docker", "run", *options, bench.image, "python3", "-c", "pass"]
+    execute = ["docker", "exec", str(container.id), "python3", "-c", "pass"]
+    try:
+        references = {
+            "docker run (python3 -c pass)": lambda: _command_ms(run),
+            "docker exec (python3 -c pass) in a running container": lambda: _command_ms(execute),
+            "container create + start": lambda: _create_and_start_ms(client.api, bench.image),
+        }
+        subjects: dict[str, Any] = {}
+        for side, platform in bench.sides.items():
+            tail = f" @{side}" if side else ""
+            platform.deploy({"stays": NOOP}, "    pool: spare", _POOLS)  # so the pool keeps its spare ones
+            for start, what in _STARTS.items():
+                subjects[f"first call, {what}{tail}"] = _measure(platform, start)
+        return interleaved(
+            *("first-calls", "ms", {**references, **subjects}),
+            bench.options.n(9, 1) if bench.options.rounds > 1 else 1,
+            next(iter(references)),
+        )
+    finally:
+        container.kill()
+        client.close()
+
+
+_STARTS = {
+    "warm": "code loaded ahead (min_warm: 1)",
+    "stem": "by a spare sandbox",
+    "cold": "without one (stems: 0)",
+}
+
+
+def _measure(platform: Platform, start: str) -> Any:
+    return lambda: _first_call_ms(platform, start)
+
+
+def _first_call_ms(platform: Platform, start: str) -> float:
+    """A new function's first call by HTTP; the runner's log must say that it started like that."""
+    name = f"{start}{next(_NUMBERS)}"
+    settings = {"warm": "    min_warm: 1", "stem": "    pool: spare", "cold": "    pool: bare"}[start]
+    platform.deploy({name: NOOP}, settings, _POOLS)
+    if start == "warm":
+        until(lambda: f"function={name} " in _log(platform), 60.0, f"the code of {name} to be loaded")
+    elif start == "stem":
+        until(lambda: _count(platform, "spare") - _count(platform, "stem") >= 2, 60.0, "two spare sandboxes")
+    sample = closed(platform.port, request("POST", f"/functions/{name}/invoke", b"1"), 1, 1)
+    said = _log(platform)
+    if sample.errors or (start != "warm" and f"start={start} " not in said.split(f"function={name} ")[-1]):
+        raise SystemExit(f"the first call of {name} was to be a {start} start; the runner says:\n{said[-2000:]}")
+    platform.client.delete_function(name)
+    return sample.latencies_ms[0]
+
+
+def _count(platform: Platform, start: str) -> int:
+    return sum("pool=spare " in line and f" start={start} " in line for line in _log(platform).splitlines())
+
+
+def _log(platform: Platform) -> str:
+    return "".join(process.text for process in platform.processes if process.name.startswith("runner"))
+
+
+def _command_ms(command: list[str]) -> float:
+    (took_ms,) = timed_ms(lambda: subprocess.run(command, check=True, capture_output=True, timeout=60), 1)
+    return took_ms
 
 
 def _create_and_start_ms(api: Any, image: str) -> float:
