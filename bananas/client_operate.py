@@ -119,18 +119,28 @@ class OperateCalls:
         """Forget a value; ApiError with the code ``secret-in-use`` while a deployed function needs it."""
         self._wire.call("DELETE", f"/secrets/{part(name)}", is_removal=True)
 
+    def callback_keys(self) -> list[str]:
+        """What callbacks are signed with, the latest first; for ``bananas.webhooks.verify``."""
+        return list(self._wire.json("GET", "/callback-keys")["keys"])
+
     # -- tokens -----------------------------------------------------------------------------------------------
 
     def tokens(self) -> list[dict[str, Any]]:
-        """Every API token: ``{"id", "name", "scopes", "functions", "created_at", "expires_at"}``; never its text."""
+        """Every API token: ``{"id", "name", "scopes", "functions", "rate", "created_at", "expires_at"}``; no text."""
         return list(self._wire.json("GET", "/tokens")["tokens"])
 
     def create_token(
-        self, name: str, scopes: Sequence[str], functions: Sequence[str] = (), expires_in: str | None = None
+        self,
+        name: str,
+        scopes: Sequence[str],
+        functions: Sequence[str] = (),
+        expires_in: str | None = None,
+        rate: str | None = None,
+        burst: int | None = None,
     ) -> dict[str, Any]:
-        """A new token, with its text under ``token``."""
+        """A new token, with its text under ``token``; ``rate`` is such as ``10/s``, ``burst`` how many at once."""
         body = {"name": name, "scopes": scopes, "functions": functions, "expires_in": expires_in}
-        return self._wire.json("POST", "/tokens", msgspec.json.encode(body))
+        return self._wire.json("POST", "/tokens", msgspec.json.encode({**body, "rate": rate, "burst": burst}))
 
     def delete_token(self, token_id: str) -> None:
         """Take a token back."""

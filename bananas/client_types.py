@@ -35,6 +35,8 @@ class JobOptions(TypedDict, total=False):
     unique_key: str | None
     #: W3C trace context, which the handler gets.
     traceparent: str | None
+    #: Where the job's end is told, by a request that ``bananas.webhooks.verify`` checks.
+    callback_url: str | None
 
 
 class NewJob(JobOptions):
@@ -84,6 +86,16 @@ class Attempt(TypedDict):
     log_truncated: bool
 
 
+class Callback(TypedDict):
+    """What became of telling the job's end to its ``callback_url``."""
+
+    #: Without the values of its query.
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"]
+    tries: int
+    last_error: str | None
+
+
 class JobInShort(TypedDict):
     """A job in a list."""
 
@@ -114,6 +126,7 @@ class Job(JobInShort):
     result: Any
     #: ``{"type", "message", "traceback"?}`` of the last attempt that failed.
     error: dict[str, Any] | None
+    callback: Callback | None
     history: list[Attempt]
 
 

@@ -13,13 +13,14 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   ├── UnknownFunction · UnknownJob · JobExpired · UnknownBundle · UnknownPool
     │   ├── JobFinished · JobNotDead · VersionGone
     │   ├── UnknownSchedule · UnknownSecret · SecretInUse
-    │   └── Unauthorized · Forbidden · UnknownToken · BadSignature
+    │   └── Unauthorized · Forbidden · UnknownToken
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · RateLimited · NoLiveRunner · SecretKeyMissing
     │   └── EngineUnavailable · GatewayUnreachable
     ├── SandboxError           the sandbox, not the function, went wrong
     │   ├── SandboxStartError · ProtocolError · SandboxDied
     │   └── ImageMissing · SecretUnavailable
+    ├── BadSignature           a callback is not from who it seems to be
     ├── ApiError               the gateway answered a client with a problem
     ├── JobFailed              the job that a client waited for did not complete
     └── JobNotOver             it is not over within the time that the client gave it
@@ -158,7 +159,7 @@ class Forbidden(RequestError):
     code = "forbidden"
 
 
-class BadSignature(RequestError):
+class BadSignature(BananasError):
     """The callback was not signed with this secret."""
 
     code = "bad-signature"

@@ -51,7 +51,7 @@ class Key:
     def __get_pydantic_json_schema__(self, inner: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """For editors."""
         described = self.kind.json(self.bounds)
-        if self.kind in (kinds.RETRIES, kinds.SCHEDULE):  # the short form, or the mapping
+        if self.kind in (kinds.RETRIES, kinds.SCHEDULE, kinds.RATE):  # the short form, or the mapping
             described = {"anyOf": [described, handler(inner)]}
         if self.kind is kinds.WEIGHTS:
             described = handler(inner)

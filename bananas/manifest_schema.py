@@ -15,7 +15,7 @@ from pydantic_core import core_schema
 from bananas import manifest_values as kinds
 from bananas.manifest_key import LEFT_OUT, Key, Keys, spec_key
 from bananas.manifest_values import NOT_YET, Bounds, Kind, did_you_mean, shown
-from bananas.spec import CONTRACTS, PRIORITIES, FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
+from bananas.spec import CONTRACTS, PRIORITIES, FunctionSpec, PoolSpec, RateSpec, RetrySpec, ScheduleSpec
 from bananas.spec import Weights as WeightsSpec
 from bananas.yamlmap import Loc
 
@@ -46,6 +46,19 @@ class Retries(Keys):
             kinds.choice("none", "full"),
             "none: exactly the wait; full: a random part of it, so that many failures do not return at once.",
         ),
+    ] = LEFT_OUT
+
+
+def _rate(into: str, kind: Kind, says: str) -> Key:
+    return Key(kind, says, Bounds.of(RateSpec, into), into=into)
+
+
+class Rate(Keys):
+    """How many jobs may be submitted: burst of them at once, and then limit."""
+
+    limit: Annotated[str, _rate("limit", kinds.LIMIT, "Jobs per second (/s), minute (/m) or hour (/h).")] = LEFT_OUT
+    burst: Annotated[
+        int, _rate("burst", kinds.COUNT, "At once, after a pause; as many as limit says unless written.")
     ] = LEFT_OUT
 
 
@@ -223,6 +236,14 @@ class Function(Keys):
             "Its jobs that run at once, over all runners; no limit unless written. More wait without holding a place.",
         ),
     ] = LEFT_OUT
+    rate: Annotated[
+        Rate,
+        _fn(
+            "rate",
+            kinds.RATE,
+            "Jobs that may be submitted, such as 10/s; no limit unless written. More are refused with 429.",
+        ),
+    ] = LEFT_OUT
     max_uses: Annotated[
         int,
         _fn(
@@ -327,7 +348,7 @@ def _sentence(kind: str, loc: Loc, error: Any) -> tuple[Loc, str, bool]:
 def _unknown(loc: Loc) -> str:
     model: type[Keys] = Root
     if len(loc) > 1:
-        inside: dict[Any, type[Keys]] = {"weights": Weights, "retries": Retries, "schedule": Schedule}
+        inside: dict[Any, type[Keys]] = {"weights": Weights, "retries": Retries, "schedule": Schedule, "rate": Rate}
         model = inside[loc[2]] if len(loc) > 3 else Pool if loc[0] == "pools" else Function
     if loc[-1] in model.LATER:
         return NOT_YET + "; remove the key"

@@ -200,8 +200,7 @@ def _items(kind: Kind, each: Bounds, example: str) -> Kind:
 
 def _refuse_runtime(value: str) -> str:
     try:
-        if value.startswith("node"):
-            parse_runtime(value)
+        parse_runtime(value)
     except InvalidRequest as e:
         return str(e)
     return ""
@@ -236,6 +235,14 @@ def _retries(value: Any, _: Bounds) -> Any:
     if isinstance(value, list):
         raise ValueError("a list is not valid; write a number of retries, or {max: 3, base: 2s, factor: 2}")
     return value if isinstance(value, dict) else {"max": value}
+
+
+def _rate(value: Any, _: Bounds) -> Any:
+    if isinstance(value, dict) and "limit" not in value:
+        raise ValueError("has no limit; write 10/s, or {limit: 10/s, burst: 20}")
+    if not isinstance(value, dict | str):
+        raise ValueError(f"{shown(value)} is not a rate; write a whole number and /s, /m or /h, such as 10/s")
+    return value if isinstance(value, dict) else {"limit": value}
 
 
 def _schedule(value: Any, _: Bounds) -> Any:
@@ -367,6 +374,9 @@ RETRIES = Kind(
     is_nested=True,
 )
 SCHEDULE = Kind(_schedule, lambda _: {"type": "string"}, is_nested=True)  # the short form; the mapping is a model
+#: The short form; the mapping is a model.
+RATE = Kind(_rate, lambda _: {"type": "string", "pattern": rf"^[1-9][0-9]*/[smh]$|{_VARIABLE}"}, is_nested=True)
+LIMIT = text("a whole number and /s, /m or /h, such as 10/s")
 CRON = text('five fields such as "0 2 * * *", or @daily and the like', _checked(cron.check))
 ZONE = text("an IANA name such as Europe/Berlin", _checked(cron.check_zone))
 JSON = Kind(_json_value, lambda _: {}, takes_nothing=True)

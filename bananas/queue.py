@@ -58,6 +58,8 @@ class Counts:
     scheduled: int
     leased: int
     dead: int
+    #: Ends of jobs with a callback that are not told yet.
+    untold: int
     #: Unix ms of the oldest dead letter's death, and of now; equal when there is none.
     oldest_dead_ms: int
     now_ms: int
@@ -243,16 +245,17 @@ class Queue:
             pipe.zcard(keys.SCHEDULE)
             pipe.zcard(keys.LEASES)
             pipe.zcard(keys.DEAD)
+            pipe.zcard(keys.CALLBACKS)
             pipe.zrange(keys.DEAD, 0, 0, withscores=True)
             pipe.zrange(keys.LEASES, 0, 0, withscores=True)
             pipe.time()
             pipe.hgetall(keys.COUNTERS)
-            scheduled, leased, dead, oldest, first, now, raw = pipe.execute()
+            scheduled, leased, dead, untold, oldest, first, now, raw = pipe.execute()
         now_ms = unix_ms(now)
         counters = {name.decode(): float(value) if b"." in value else int(value) for name, value in raw.items()}
         oldest_ms = int(oldest[0][1]) if oldest else now_ms
         overdue_ms = max(0, now_ms - int(first[0][1])) if first else 0
-        return Counts(scheduled, leased, dead, oldest_ms, now_ms, overdue_ms, counters)
+        return Counts(scheduled, leased, dead, untold, oldest_ms, now_ms, overdue_ms, counters)
 
     # -- runners ----------------------------------------------------------------------------------------------
 

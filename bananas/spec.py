@@ -75,7 +75,7 @@ class RateSpec(_Spec, frozen=True, kw_only=True):
     #: ``10/s``, ``100/m`` or ``1000/h``
     limit: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}/[smh]" + _END)]
     #: At once, after a pause; None: as many as ``limit`` has in one of its periods.
-    burst: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    burst: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
 
     @property
     def interval_ms(self) -> float:
@@ -179,7 +179,6 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
         for target in self.egress or ():
             if parse_target(target).key != target:
                 raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
-
 
 
 def why_one_call(*, single_use: bool, language: str) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from bananas import errors, keys
 from bananas.redis_client import Connections, unix_ms
-from bananas.spec import Name
+from bananas.spec import Name, RateSpec
 
 Scope = Literal["invoke", "deploy", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
@@ -42,6 +42,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1)]
     #: Only these functions; empty: all.
     functions: tuple[Name, ...] = ()
+    #: Jobs that it may submit; None: as many as the queue takes.
+    rate: RateSpec | None = None
     created_at_ms: int
     #: Unix ms of Redis; None: never.
     expires_at_ms: int | None = None
@@ -72,7 +74,12 @@ class Tokens:
         self._cache: OrderedDict[str, tuple[float, _Stored | None]] = OrderedDict()
 
     def create(
-        self, name: str, scopes: tuple[Scope, ...], functions: tuple[str, ...] = (), ttl_s: float | None = None
+        self,
+        name: str,
+        scopes: tuple[Scope, ...],
+        functions: tuple[str, ...] = (),
+        ttl_s: float | None = None,
+        rate: RateSpec | None = None,
     ) -> tuple[Token, str]:
         """A new token, and its text, which is never to be had again. Raises InvalidRequest."""
         token_id, secret = os.urandom(6).hex(), secrets.token_urlsafe(32)
@@ -85,6 +92,7 @@ class Tokens:
                 "name": name,
                 "scopes": scopes,
                 "functions": functions,
+                "rate": rate,
                 "created_at_ms": now_ms,
                 "expires_at_ms": None if ttl_s is None else now_ms + round(ttl_s * 1000),
             }

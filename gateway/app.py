@@ -9,6 +9,7 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import Settings
 from gateway import auth, guard, hints, listen, problems, requestid
+from gateway.callbacks import CallbackRoutes
 from gateway.follow import Followers
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
@@ -56,8 +57,10 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     live = LiveRunners(registry)
     scraper = Scraper(queue, registry, parts.health, parts.counters, parts.traffic)
     invoker = Invoker(queue, registry, waiters, live)
+    callbacks = CallbackRoutes(parts.secrets, settings.callback_allow)
     for routes in (
-        JobRoutes(queue, parts.lists, registry, waiters, live, Followers(queue, parts.follow, waiters)),
+        JobRoutes(queue, parts.lists, registry, waiters, live, Followers(queue, parts.follow, waiters), callbacks),
+        callbacks,
         DeadRoutes(parts.dead, queue, registry),
         FunctionRoutes(queue, registry, invoker),
         RawRoutes(invoker, listen.needs_tokens(settings)),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from flask import g, request
 
 from bananas.errors import Forbidden, Unauthorized
+from bananas.job import Meter, NewJob
 from bananas.tokens import Scope, Token, Tokens
 from gateway import requestid
 
@@ -94,6 +96,12 @@ def covers(function: str) -> bool:
     """True when the request may touch the function."""
     token: Token | None = g.get("token")
     return token is None or token.covers(function)
+
+
+def metered(job: NewJob) -> NewJob:
+    """The job, counting against the rate of the request's token, if that has one."""
+    token: Token | None = g.get("token")
+    return job if token is None or token.rate is None else replace(job, meter=Meter(token.id, token.rate))
 
 
 def require_function(function: str | None) -> None:

@@ -19,6 +19,7 @@ from gateway.forms import Form
 from gateway.guard import too_large
 
 Jobs = list[msgspec.Raw]
+Accept = Callable[[NewJob], NewJob]
 #: Only shown; the rest of an item's problem says what is wrong with it.
 _EXAMPLE: Final = '{"jobs": [{"name": "hello", "payload": {}}]}'
 
@@ -32,28 +33,26 @@ class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
 _FORM: Final = Form(BatchBody, {"jobs": "a list of bodies of POST /jobs"}, _EXAMPLE)
 
 
-def items(raw: bytes, check: Callable[[str], None], traceparent: str | None = None) -> list[NewJob | BananasError]:
+def items(raw: bytes, accept: Accept, traceparent: str | None = None) -> list[NewJob | BananasError]:
     """The jobs of a body in order, or why one is none; raises InvalidRequest for what is no batch at all.
 
     Args:
-        check: gets each function's name and raises when the request may not touch it.
+        accept: gets each job and raises when the request may not submit it; answers the job to submit.
         traceparent: the request's trace context, for the jobs that have none of their own.
     """
     found = _FORM.decode(raw).jobs
     if not 1 <= len(found) <= LIMITS.batch_items:
         raise InvalidRequest(f"a batch has 1 to {LIMITS.batch_items} jobs, not {len(found)}; split it")
-    return [_item(bytes(item), check, traceparent) for item in found]
+    return [_item(bytes(item), accept, traceparent) for item in found]
 
 
-def _item(raw: bytes, check: Callable[[str], None], traceparent: str | None) -> NewJob | BananasError:
+def _item(raw: bytes, accept: Accept, traceparent: str | None) -> NewJob | BananasError:
     if len(raw) > LIMITS.payload_bytes + bodies.ENVELOPE_BYTES:
         return too_large("job with its payload", len(raw), LIMITS.payload_bytes + bodies.ENVELOPE_BYTES)
     try:
-        job = bodies.new_job(raw, traceparent=traceparent)
-        check(job.function)
+        return accept(bodies.new_job(raw, traceparent=traceparent))
     except BananasError as e:
         return e
-    return job
 
 
 def submit(queue: Queue, wanted: Sequence[NewJob | BananasError]) -> list[tuple[NewJob, Enqueued] | BananasError]:

@@ -6,8 +6,9 @@ A body is decoded once, into a closed struct (``gateway.forms``); the payload st
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -25,8 +26,8 @@ ENVELOPE_BYTES: Final = 16 * 1024
 KEY_HEADER: Final = "Idempotency-Key"
 #: W3C's trace context; the handler gets it as ``context.traceparent``.
 TRACE_HEADER: Final = "traceparent"
-#: A delay beyond this is a typing error.
-_MAX_DELAY_MS: Final = 3650 * spec.DAY_MS
+#: A time beyond this is a typing error.
+_MAX_DELAY_MS: Final = LIMITS.delay_s * 1000
 _MIN_TIMEOUT_MS: Final = 100
 _TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 #: W3C's trace context, of version 00 and, as far as it is known, of later ones.
@@ -55,8 +56,7 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
     unique_key: UniqueKey | None = None
     #: Wins over the request's header, which stands for all jobs of a batch.
     traceparent: Trace | None = None
-    #: Known, so that it is told apart from typing errors, but refused until a release supports it.
-    callback_url: Any = msgspec.UNSET
+    callback_url: Annotated[str, msgspec.Meta(max_length=LIMITS.callback_url_chars)] | None = None
 
 
 #: What is right for a field, as the end of "… must be".
@@ -71,8 +71,9 @@ _WANTED: Final = {
     "expires_after": 'a time such as "10m" or a number of seconds',
     "unique_key": _KEY_RULE,
     "traceparent": "a W3C trace context such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "callback_url": "the URL of an HTTP server such as https://example.com/bananas",
 }
-_SUBMIT: Final = Form(SubmitBody, _WANTED, '{"name": "hello", "payload": {}}', not_yet=("callback_url",))
+_SUBMIT: Final = Form(SubmitBody, _WANTED, '{"name": "hello", "payload": {}}')
 _CHECK = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -87,6 +88,10 @@ def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None =
     _check_name(body.name)
     if body.delay is not None and body.run_at is not None:
         raise InvalidRequest("delay and run_at exclude each other; give one of them")
+    delay_ms = _optional_ms("delay", body.delay, 0, _MAX_DELAY_MS) or 0
+    run_at_ms = None if body.run_at is None else max(0, round(body.run_at.timestamp() * 1000))
+    expires_after_ms = _optional_ms("expires_after", body.expires_after, 1, _MAX_DELAY_MS)
+    _check_times(delay_ms, run_at_ms, expires_after_ms)
     payload = bytes(body.payload)
     if len(payload) > LIMITS.payload_bytes:
         raise too_large("payload", len(payload), LIMITS.payload_bytes)
@@ -97,12 +102,27 @@ def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None =
         priority=body.priority,
         timeout_ms=_optional_ms("timeout", body.timeout, _MIN_TIMEOUT_MS, spec.DAY_MS),
         max_retries=body.retries,
-        delay_ms=_optional_ms("delay", body.delay, 0, _MAX_DELAY_MS) or 0,
-        run_at_ms=None if body.run_at is None else max(0, round(body.run_at.timestamp() * 1000)),
-        expires_after_ms=_optional_ms("expires_after", body.expires_after, 1, _MAX_DELAY_MS),
+        delay_ms=delay_ms,
+        run_at_ms=run_at_ms,
+        expires_after_ms=expires_after_ms,
         unique_key=_one_key(body.unique_key, checked_key(header_key)),
         traceparent=body.traceparent or traceparent,
+        callback_url=body.callback_url,
     )
+
+
+def _check_times(delay_ms: int, run_at_ms: int | None, expires_after_ms: int | None) -> None:
+    """Raises InvalidRequest for a job that would begin too far from now, or never because it expires before."""
+    wait_ms, key = delay_ms, "delay"
+    if run_at_ms is not None:
+        wait_ms, key = run_at_ms - time.time_ns() // 1_000_000, "run_at"
+        if wait_ms > _MAX_DELAY_MS:
+            raise InvalidRequest(f"run_at is more than {show_time(_MAX_DELAY_MS)} from now; submit the job later")
+    if expires_after_ms is not None and wait_ms >= expires_after_ms:
+        raise InvalidRequest(
+            f"expires_after is {show_time(expires_after_ms)} from now, and {key} lets the job begin no sooner than in "
+            f"{show_time(wait_ms)}: it could never run; make expires_after longer"
+        )
 
 
 def checked_key(header: str | None) -> str | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from bananas import spec
 from bananas.settings import LIMITS
+from gateway import access_shapes as access
 from gateway import bodies, httpevent, letters, lists, shapes, versions
 from gateway.guard import JSON, OCTETS
 from gateway.routes.tokens import NewToken
@@ -22,11 +23,9 @@ TEXT: Final = "text/plain"
 
 
 def _documented(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The same struct for a schema: raw JSON is any JSON, and what this release refuses is left out."""
+    """The same struct for a schema: raw JSON is any JSON."""
     members: list[Any] = []
     for one in msgspec.structs.fields(kind):
-        if one.default is msgspec.UNSET:
-            continue
         is_raw = one.type is msgspec.Raw
         members.append((one.name, Any if is_raw else one.type, None if is_raw else one.default))
     required = [member[:2] for member in members if member[2] is msgspec.NODEFAULT]
@@ -122,9 +121,10 @@ def _ok(kind: Any, *headers: str) -> dict[int, Answer]:
 _JOB: Final = ("unknown-job", "job-expired")
 _FUNCTION: Final = ("unknown-function", "invalid-request")
 _DEPLOY: Final = ("invalid-request", "unknown-bundle", "unknown-pool", "unknown-secret")
-_NEW: Final = ("invalid-request", "unknown-function", "unknown-pool", "queue-full")
+_BUSY: Final = ("queue-full", "rate-limited")
+_NEW: Final = ("invalid-request", "unknown-function", "unknown-pool", "no-secret-key", *_BUSY)
 _RAN: Final = ("handler-error", "sandbox-died", "sandbox-start", "timeout", "job-cancelled")
-_CALLED: Final = (*_RAN, "unknown-function", "invalid-request", "queue-full", "no-live-runner", "unavailable")
+_CALLED: Final = (*_RAN, "unknown-function", "invalid-request", *_BUSY, "no-live-runner", "unavailable")
 _KEY: Final = (bodies.KEY_HEADER,)
 _ANSWERED: Final = ("Bananas-Job-Id", "Bananas-Duplicate", "Server-Timing")
 
@@ -277,10 +277,10 @@ CALLS: Final = (
         body=Body(Nothing, is_optional=True),
         problems=("invalid-request", "unknown-schedule"),
     ),
-    Call(*("GET", "/tokens", "tokens.all", "Every API token, without its text"), _ok(shapes.TokenList)),
+    Call(*("GET", "/tokens", "tokens.all", "Every API token, without its text"), _ok(access.TokenList)),
     Call(
         *("POST", "/tokens", "tokens.create", "Make a token; its text is told this once"),
-        {201: Answer(shapes.CreatedToken, JSON)},
+        {201: Answer(access.CreatedToken, JSON)},
         body=Body(NewToken),
         problems=("invalid-request",),
     ),
@@ -289,10 +289,15 @@ CALLS: Final = (
         {204: Answer()},
         problems=("unknown-token",),
     ),
-    Call(*("GET", "/secrets", "secrets.all", "Every secret, never a value"), _ok(shapes.SecretList)),
+    Call(
+        *("GET", "/callback-keys", "callbacks.keys", "What receivers check callbacks with, the latest first"),
+        _ok(access.CallbackKeys),
+        problems=("no-secret-key",),
+    ),
+    Call(*("GET", "/secrets", "secrets.all", "Every secret, never a value"), _ok(access.SecretList)),
     Call(
         *("PUT", "/secrets/{name}", "secrets.put", "Set a secret"),
-        _ok(shapes.SecretStored),
+        _ok(access.SecretStored),
         body=Body(media=OCTETS),
         problems=("invalid-request", "no-secret-key"),
     ),

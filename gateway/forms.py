@@ -21,14 +21,11 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 class Form(Generic[_Struct]):
     """One kind of body: a struct with ``forbid_unknown_fields``, and the words for what is wrong with it."""
 
-    def __init__(
-        self, kind: type[_Struct], wanted: Mapping[str, str], example: str, not_yet: tuple[str, ...] = ()
-    ) -> None:
-        """``wanted``: what is right for a field, as the end of "… must be". ``not_yet``: known, but refused."""
+    def __init__(self, kind: type[_Struct], wanted: Mapping[str, str], example: str) -> None:
+        """``wanted``: what is right for a field, as the end of "… must be"."""
         self._kind = kind
         self._wanted = wanted
         self._example = example
-        self._not_yet = not_yet
         self._fields = {field.name: field for field in msgspec.structs.fields(kind)}
         self._decode = msgspec.json.Decoder(kind).decode
 
@@ -36,12 +33,9 @@ class Form(Generic[_Struct]):
         """The struct that a JSON body says; raises InvalidRequest with everything that is wrong."""
         check_utf8(raw)
         try:
-            body = self._decode(raw)
+            return self._decode(raw)
         except (msgspec.DecodeError, RecursionError) as e:
             raise InvalidRequest("; ".join(self._problems(raw, e))) from e
-        if not_yet := [key for key in self._not_yet if getattr(body, key) is not msgspec.UNSET]:
-            raise InvalidRequest("; ".join(map(_unsupported, not_yet)))
-        return body
 
     def convert(self, values: dict[str, Any]) -> _Struct:
         """The same for values that were read already, such as those of a query."""
@@ -71,12 +65,11 @@ class Form(Generic[_Struct]):
             for key, wanted in self._wanted.items()
             if key in body and not _fits(body[key], self._fields[key].type)
         ]
-        return found + [_unsupported(key) for key in self._not_yet if key in body]
+        return found
 
     def _unknown_key(self, key: str) -> str:
         close = difflib.get_close_matches(key, self._fields, n=1)
-        known = ", ".join(name for name in self._fields if name not in self._not_yet)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {known}"
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(self._fields)}"
         return f"unknown key {key[:SHOWN_CHARS]!r}; {hint}"
 
 
@@ -117,10 +110,6 @@ def shown(value: Any) -> str:
     """A value as its sender wrote it, shortened."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
-
-
-def _unsupported(key: str) -> str:
-    return f"{key} is not supported by this release"
 
 
 def _fits(value: Any, wanted: Any) -> bool:

@@ -20,7 +20,7 @@ from bananas.job import Enqueued, JobState, NewJob, Outcome, Reply
 from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
-from gateway import hangup, records
+from gateway import auth, hangup, records
 from gateway.live import LiveRunners, start_one
 from gateway.problems import problem
 from gateway.wait import Waiter, Waiters
@@ -105,8 +105,8 @@ class Invoker:
     ) -> Response:
         """Run it once and answer; ``environ`` is the request's, for noticing that its client hangs up.
 
-        ``key``: the call's ``Idempotency-Key``. Raises UnknownFunction, QueueFull, NoLiveRunner, RedisUnavailable, or
-        Unavailable when the gateway stops.
+        ``key``: the call's ``Idempotency-Key``. Raises UnknownFunction, QueueFull, RateLimited, NoLiveRunner,
+        RedisUnavailable, or Unavailable when the gateway stops.
         """
         job = NewJob(
             function,
@@ -116,6 +116,7 @@ class Invoker:
             unique_key=key,
             traceparent=traceparent,
         )
+        job = auth.metered(job)
         if key is not None and not self._queue.is_taken(function, key):
             # Before it is queued: the key would go on standing for a call that could not be.
             self._check_served(function, self._registry.current(function).spec.pool, fresh=True)

@@ -62,6 +62,7 @@ class Scraper:
         told.set("bananas_processing_jobs", counts.leased)
         told.set("bananas_lease_overdue_seconds", counts.overdue_ms / 1000)
         told.set("bananas_dead_letters_kept", counts.dead)
+        told.set("bananas_callbacks_untold", counts.untold)
         told.set("bananas_dead_letters_oldest_seconds", max(0, counts.now_ms - counts.oldest_dead_ms) / 1000)
         for lane in self._queue.depths(list(self._registry.pools())):
             told.set("bananas_queue_depth", lane.queued, lane.pool, lane.priority)

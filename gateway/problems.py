@@ -7,6 +7,7 @@ foresaw becomes a 500 with a request id; its traceback goes to the log under tha
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "redis-unavailable": (503, "Redis does not answer"),
     "queue-full": (429, "The queue is full"),
     "no-live-runner": (503, "No live runner serves the pool"),
+    "rate-limited": (429, "More than the rate allows"),
     "not-ready": (503, "The gateway is not ready"),
     # How a synchronous call can end other than well.
     "handler-error": (500, "The handler raised an error"),
@@ -96,13 +98,19 @@ def _answer(
 
 
 def of_error(error: BananasError) -> Response:
+def retry_after(error: BananasError) -> dict[str, str]:
+    """The header of an error that passes: whole seconds; nothing for others."""
+    if not isinstance(error, Unavailable):
+        return {}
+    wait_ms = error.details.get("retry_after_ms", 1000 * _RETRY_AFTER_S.get(error.code, 1))
+    return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000)))}
+
+
     """The problem of one of our errors; one without a status of its own is our fault."""
     if error.code not in STATUSES:
         return _unforeseen(error)
-    headers = {}
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(_RETRY_AFTER_S.get(error.code, 1))
-    elif isinstance(error, Unauthorized):
+    headers = retry_after(error)
+    if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     details = {name: value for name, value in error.details.items() if name != "headers"}
     return problem(error.code, str(error), headers=headers, **details)

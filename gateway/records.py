@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from bananas.job import JobRecord
+from bananas import webhooks
+from bananas.job import CallbackState, JobRecord
 from bananas.settings import LIMITS
 from gateway.answers import iso, raw_json
 
@@ -96,7 +97,19 @@ def public(record: JobRecord, logs: Mapping[int, bytes], hold_up: Mapping[str, A
         "progress": raw_json(record.progress),
         "result": raw_json(record.result),
         "error": raw_json(record.error),
+        "callback": _callback(record.callback),
         "history": [_attempt(line, logs) for line in record.history],
+    }
+
+
+def _callback(callback: CallbackState | None) -> dict[str, Any] | None:
+    if callback is None:
+        return None
+    return {
+        "url": webhooks.shown(callback.url),
+        "status": callback.status,
+        "tries": callback.tries,
+        "last_error": callback.last_error,
     }
 
 

@@ -13,13 +13,12 @@ import msgspec
 from bananas.health import Check
 from bananas.job import DeadReason, JobState
 from bananas.spec import Bundles, FunctionSpec, PoolSpec, Priority
-from bananas.tokens import Scope
 
 Instant = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 Id = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
 
 
-class _Shape(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Shape(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
@@ -34,7 +33,7 @@ class Problem(msgspec.Struct):
     code: str
 
 
-class Submitted(_Shape):
+class Submitted(Shape):
     """A job that is in Redis."""
 
     id: Id
@@ -45,7 +44,7 @@ class Submitted(_Shape):
     duplicate: bool
 
 
-class BatchAnswer(_Shape):
+class BatchAnswer(Shape):
     """One answer for each job, in their order."""
 
     jobs: list[dict[str, Any]]
@@ -53,7 +52,7 @@ class BatchAnswer(_Shape):
     refused: int
 
 
-class Attempt(_Shape):
+class Attempt(Shape):
     """One execution."""
 
     attempt: int
@@ -70,7 +69,7 @@ class Attempt(_Shape):
     log_truncated: bool
 
 
-class Listed(_Shape):
+class Listed(Shape):
     """A job in a list."""
 
     id: Id
@@ -87,6 +86,16 @@ class Listed(_Shape):
     reason: str | None
 
 
+class Callback(Shape):
+    """What became of telling the job's end to its callback_url."""
+
+    #: Without the values of its query.
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"]
+    tries: int
+    last_error: str | None
+
+
 class Record(Listed):
     """Everything about a job."""
 
@@ -97,31 +106,32 @@ class Record(Listed):
     progress: Any
     result: Any
     error: dict[str, Any] | None
+    callback: Callback | None
     history: list[Attempt]
 
 
-class JobPage(_Shape):
+class JobPage(Shape):
     """Some jobs; null: there is nothing more."""
 
     jobs: list[Listed]
     cursor: str | None
 
 
-class Moved(_Shape):
+class Moved(Shape):
     """A job and where it is now."""
 
     id: Id
     status: JobState
 
 
-class ShortError(_Shape):
+class ShortError(Shape):
     """Without a traceback, shortened."""
 
     type: str
     message: str
 
 
-class Letter(_Shape):
+class Letter(Shape):
     """A failed job."""
 
     id: Id
@@ -134,14 +144,14 @@ class Letter(_Shape):
     attempts: int
 
 
-class LetterPage(_Shape):
+class LetterPage(Shape):
     """Some failed jobs."""
 
     letters: list[Letter]
     cursor: str | None
 
 
-class Refusal(_Shape):
+class Refusal(Shape):
     """Why a letter stayed."""
 
     id: str
@@ -149,7 +159,7 @@ class Refusal(_Shape):
     detail: str
 
 
-class Replayed(_Shape):
+class Replayed(Shape):
     """What a replay did."""
 
     moved: list[str]
@@ -157,14 +167,14 @@ class Replayed(_Shape):
     cursor: str | None
 
 
-class Purged(_Shape):
+class Purged(Shape):
     """What a purge did."""
 
     purged: int
     cursor: str | None
 
 
-class Function(_Shape):
+class Function(Shape):
     """A function's current version and what it does."""
 
     name: str
@@ -177,13 +187,13 @@ class Function(_Shape):
     parked: int
 
 
-class Functions(_Shape):
+class Functions(Shape):
     """Every function."""
 
     functions: list[Function]
 
 
-class Deployed(_Shape):
+class Deployed(Shape):
     """The version that is current now."""
 
     name: str
@@ -197,7 +207,7 @@ class RolledBack(Deployed):
     previous: str
 
 
-class KeptVersion(_Shape):
+class KeptVersion(Shape):
     """A version that can be gone back to."""
 
     version: str
@@ -208,7 +218,7 @@ class KeptVersion(_Shape):
     abi: str
 
 
-class Change(_Shape):
+class Change(Shape):
     """One setting that differs; null: not there."""
 
     setting: str
@@ -216,7 +226,7 @@ class Change(_Shape):
     to: Any
 
 
-class Diff(_Shape):
+class Diff(Shape):
     """What differs between two versions."""
 
     from_: str = msgspec.field(name="from")
@@ -224,7 +234,7 @@ class Diff(_Shape):
     changes: list[Change]
 
 
-class Versions(_Shape):
+class Versions(Shape):
     """Kept versions, deployed last first."""
 
     name: str
@@ -232,13 +242,13 @@ class Versions(_Shape):
     diff: Diff | None
 
 
-class Stored(_Shape):
+class Stored(Shape):
     """An archive that is here."""
 
     sha256: str
 
 
-class Queued(_Shape):
+class Queued(Shape):
     """Jobs that wait, by priority."""
 
     high: int
@@ -246,7 +256,7 @@ class Queued(_Shape):
     low: int
 
 
-class Pool(_Shape):
+class Pool(Shape):
     """A pool and what happens in it."""
 
     name: str
@@ -257,20 +267,20 @@ class Pool(_Shape):
     waits_for_runner: bool
 
 
-class Pools(_Shape):
+class Pools(Shape):
     """Every pool."""
 
     pools: list[Pool]
 
 
-class Changed(_Shape):
+class Changed(Shape):
     """Whether it was another before."""
 
     name: str
     changed: bool
 
 
-class Schedule(_Shape):
+class Schedule(Shape):
     """What fires when."""
 
     function: str
@@ -289,13 +299,13 @@ class Schedule(_Shape):
     problem: str | None
 
 
-class Schedules(_Shape):
+class Schedules(Shape):
     """Every schedule."""
 
     schedules: list[Schedule]
 
 
-class Paused(_Shape):
+class Paused(Shape):
     """Whether a schedule fires."""
 
     function: str
@@ -303,53 +313,7 @@ class Paused(_Shape):
     changed: bool
 
 
-class TokenInfo(_Shape):
-    """A token without its text."""
-
-    id: str
-    name: str
-    scopes: list[Scope]
-    functions: list[str]
-    created_at: Instant
-    expires_at: Instant | None
-
-
-class CreatedToken(TokenInfo):
-    """With its text, this once."""
-
-    token: str
-
-
-class TokenList(_Shape):
-    """Every token."""
-
-    tokens: list[TokenInfo]
-
-
-class Secret(_Shape):
-    """A secret without its value."""
-
-    name: str
-    version: str
-    updated_at: Instant
-    functions: list[str]
-
-
-class SecretList(_Shape):
-    """Every secret."""
-
-    secrets: list[Secret]
-
-
-class SecretStored(_Shape):
-    """A secret that is kept now."""
-
-    name: str
-    version: str
-    changed: bool
-
-
-class Runtime(_Shape):
+class Runtime(Shape):
     """What runners run a runtime with."""
 
     image: str
@@ -361,13 +325,13 @@ class Runtime(_Shape):
     abi: str
 
 
-class Runtimes(_Shape):
+class Runtimes(Shape):
     """By name."""
 
     runtimes: dict[str, Runtime]
 
 
-class Runner(_Shape):
+class Runner(Shape):
     """A live runner."""
 
     id: str
@@ -381,19 +345,19 @@ class Runner(_Shape):
     gpus: int
 
 
-class Runners(_Shape):
+class Runners(Shape):
     """Every live runner."""
 
     runners: list[Runner]
 
 
-class Alive(_Shape):
+class Alive(Shape):
     """The process answers."""
 
     status: Literal["ok"]
 
 
-class Ready(_Shape):
+class Ready(Shape):
     """Jobs can be taken and kept."""
 
     status: Literal["ready"]

@@ -99,6 +99,7 @@ def jobs() -> None:
 @click.option("--retries", type=click.IntRange(0, MAX_RETRIES), help="Fewer retries than the function's.")
 @time_option("--timeout", "A shorter timeout than the function's.")
 @time_option("--expires-after", "Give up if it has not begun after this time.")
+@click.option("--callback", "callback_url", metavar="URL", help="Have its end told there by a signed HTTP request.")
 @_key_option
 @time_option("--wait", "Wait this long for its end; exit code 4 when it failed.")
 @output_option

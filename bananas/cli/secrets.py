@@ -107,3 +107,24 @@ def new_key() -> None:
     from bananas.secrets import new_key as make
 
     click.echo(make())
+
+
+@secret.command("callback-keys")
+@output_option
+def callback_keys(output: str) -> None:
+    """Print what receivers of callbacks check the signature with.
+
+    There is more than one while the key of secrets is being replaced; any of
+    them will do, and the first is the latest.
+
+    \b
+    Example:
+      bananas secret callback-keys
+    """
+    with client() as gateway:
+        found = gateway.callback_keys()
+    if output == "json":
+        print_json(found)
+        return
+    for key in found:
+        click.echo(key)

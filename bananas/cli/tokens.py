@@ -33,11 +33,11 @@ def token() -> None:
 @click.option("--scope", "scopes", type=click.Choice(_SCOPES), multiple=True, default=("invoke",), show_default=True)
 @click.option("--function", "functions", metavar="NAME", multiple=True, help="Only this function; may be repeated.")
 @time_option("--expires-in", "When it ends, such as 30d; never unless given.")
+@click.option("--rate", metavar="RATE", help="Jobs that it may submit, such as 10/s or 100/m; no limit unless given.")
+@click.option("--burst", type=click.IntRange(1), help="So many of them at once; as many as --rate says unless given.")
 @click.option("--direct", is_flag=True, help="Write to BANANAS_REDIS_URL, without a gateway; for the first token.")
 @output_option
-def create(
-    name: str, scopes: tuple[Any, ...], functions: tuple[str, ...], expires_in: str | None, direct: bool, output: str
-) -> None:
+def create(name: str, direct: bool, output: str, **options: Any) -> None:
     """Make a token and print it, this once.
 
     invoke submits and looks at jobs, deploy also changes functions and pools,
@@ -45,14 +45,14 @@ def create(
 
     \b
     Example:
-      bananas token create shop --scope invoke --function send_email
+      bananas token create shop --scope invoke --function send_email --rate 10/s
       BANANAS_REDIS_URL=redis://localhost:6379/0 bananas token create me --scope admin --direct
     """
     if direct:
-        made = _create_directly(name, scopes, functions, expires_in)
+        made = _create_directly(name, **options)
     else:
         with client() as gateway:
-            made = gateway.create_token(name, scopes, functions, expires_in)
+            made = gateway.create_token(name, **options)
     if output == "json":
         print_json(made)
     else:
@@ -60,15 +60,25 @@ def create(
 
 
 def _create_directly(
-    name: str, scopes: tuple[Any, ...], functions: tuple[str, ...], expires_in: str | None
+    name: str,
+    scopes: tuple[Any, ...],
+    functions: tuple[str, ...],
+    expires_in: str | None,
+    rate: str | None,
+    burst: int | None,
 ) -> dict[str, Any]:
     from bananas.redis_client import Connections
+    from bananas.spec import rate_of
     from bananas.tokens import Tokens
 
+    try:
+        limit = rate_of(rate, burst)
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
     connections = Connections(Settings.from_env().require_redis_url())
     try:
         ttl_s = None if expires_in is None else parse_time_ms(expires_in) / 1000
-        made, text = Tokens(connections).create(name, scopes, functions, ttl_s)
+        made, text = Tokens(connections).create(name, scopes, functions, ttl_s, limit)
     finally:
         connections.close()
     return {"id": made.id, "name": made.name, "scopes": made.scopes, "functions": made.functions, "token": text}

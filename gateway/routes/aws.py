@@ -23,7 +23,7 @@ from bananas.settings import KIB, LIMITS
 from gateway import auth, bodies
 from gateway.guard import ANY, check_origin, read_body
 from gateway.invoke import Invoker
-from gateway.problems import STATUSES, of_error
+from gateway.problems import STATUSES, of_error, retry_after
 from gateway.records import AttemptReport
 
 _REQUEST_ID: Final = "x-amzn-RequestId"
@@ -36,6 +36,7 @@ _TARGET: Final = re.compile(
 _TYPES: Final = {
     "unknown-function": "ResourceNotFoundException",
     "queue-full": "TooManyRequestsException",
+    "rate-limited": "TooManyRequestsException",
     "too-large": "RequestTooLargeException",
     "invalid-request": "InvalidRequestContentException",
     "unauthorized": "UnrecognizedClientException",
@@ -113,7 +114,7 @@ class AwsRoutes:
             case "DryRun":
                 return Response(status=204)
             case "Event":
-                queued = self._queue.enqueue(NewJob(name, payload, traceparent=trace))
+                queued = self._queue.enqueue(auth.metered(NewJob(name, payload, traceparent=trace)))
                 headers = {"Bananas-Job-Id": queued.id, _REQUEST_ID: queued.id}
                 return Response(b"", 202, headers, mimetype="application/json")
             case "RequestResponse":
@@ -147,5 +148,5 @@ def _of_error(error: BananasError) -> Response:
     status = _AWS_STATUS.get(error.code, STATUSES[error.code][0])
     name = _TYPES.get(error.code, "ServiceException")
     told = {"Type": "User" if status < 500 else "Service", "message": str(error), "code": error.code}
-    headers = {"x-amzn-ErrorType": name}
+    headers = {"x-amzn-ErrorType": name, **retry_after(error)}
     return Response(msgspec.json.encode(told), status, headers, mimetype="application/json")

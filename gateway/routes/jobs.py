@@ -16,6 +16,7 @@ from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import auth, batch, bodies, hangup, lists, records
 from gateway.answers import json_answer
+from gateway.callbacks import CallbackRoutes
 from gateway.follow import Followers
 from gateway.forms import only
 from gateway.guard import read_body
@@ -45,7 +46,9 @@ class JobRoutes:
         waiters: Waiters,
         live: LiveRunners,
         followers: Followers,
+        callbacks: CallbackRoutes,
     ) -> None:
+        self._callbacks = callbacks
         self._followers = followers
         self._queue = queue
         self._lists = lists
@@ -77,18 +80,23 @@ class JobRoutes:
         """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
         raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload")
         trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
-        job = bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER), trace)
-        auth.require_function(job.function)
+        job = self._accepted(bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER), trace))
         queued = self._queue.enqueue(job)
         location = {"Location": f"/jobs/{queued.id}"}
         return json_answer(_public(job, queued), 200 if queued.duplicate else 202, location)
+
+    def _accepted(self, job: NewJob) -> NewJob:
+        """The job, if this request may submit it."""
+        auth.require_function(job.function)
+        self._callbacks.check(job.callback_url)
+        return auth.metered(job)
 
     def submit_many(self) -> Response:
         """One answer for each job: 202 when all were taken, else 207."""
         if bodies.KEY_HEADER in request.headers:
             raise InvalidRequest(f"{bodies.KEY_HEADER} cannot stand for a batch; give each of its jobs a unique_key")
         trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
-        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), auth.require_function, trace)
+        items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), self._accepted, trace)
         body, status = batch.answer(batch.submit(self._queue, items), _public, self._registry.names)
         return json_answer(body, status)
 

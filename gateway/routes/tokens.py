@@ -8,7 +8,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from bananas.errors import InvalidRequest, UnknownToken
-from bananas.spec import Name
+from bananas.spec import Name, rate_of
 from bananas.tokens import Scope, Token, Tokens
 from bananas.units import parse_time_ms
 from gateway.answers import iso, json_answer
@@ -25,6 +25,10 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     functions: tuple[Name, ...] = ()
     #: A time such as "30d"; None: for ever.
     expires_in: str | None = None
+    #: Jobs that it may submit, such as "10/s"; None: as many as the queue takes.
+    rate: str | None = None
+    #: At once; None: as many as ``rate`` has in one of its periods.
+    burst: int | None = None
 
 
 class TokenRoutes:
@@ -50,9 +54,10 @@ class TokenRoutes:
         try:
             body = msgspec.json.decode(read_body(_BODY_BYTES, what="token"), type=NewToken)
             ttl_s = None if body.expires_in is None else parse_time_ms(body.expires_in) / 1000
+            rate = rate_of(body.rate, body.burst)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as e:
             raise InvalidRequest(f"not a valid token: {e}") from e
-        token, text = self._tokens.create(body.name, body.scopes, body.functions, ttl_s)
+        token, text = self._tokens.create(body.name, body.scopes, body.functions, ttl_s, rate)
         return json_answer({**_public(token), "token": text}, 201, {"Cache-Control": "no-store"})
 
     def remove(self, token_id: str) -> Response:
@@ -68,6 +73,7 @@ def _public(token: Token) -> dict[str, Any]:
         "name": token.name,
         "scopes": token.scopes,
         "functions": token.functions,
+        "rate": token.rate,
         "created_at": iso(token.created_at_ms),
         "expires_at": iso(token.expires_at_ms),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from flask.testing import FlaskClient
@@ -16,6 +17,7 @@ from bananas.job import Outcome
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, RuntimeInfo
+from bananas.units import iso
 from tests.integration.gateway_player import ABI, CODE, SHA, assert_problem, send
 
 pytestmark = pytest.mark.redis
@@ -40,9 +42,10 @@ def test_submit_answers_202_once_the_job_is_in_redis(client, player):
 
 def test_a_delayed_job_is_scheduled(client):
     """The record tells for when."""
-    job = send(client, "POST", "/jobs", {"name": "hello", "run_at": "2099-01-01T00:00:00+01:00"}).get_json()
+    tomorrow = datetime.now(timezone(timedelta(hours=1))) + timedelta(days=1)
+    job = send(client, "POST", "/jobs", {"name": "hello", "run_at": tomorrow.isoformat()}).get_json()
     assert job["status"] == "scheduled"
-    assert client.get(f"/jobs/{job['id']}").get_json()["scheduled_for"] == "2098-12-31T23:00:00.000Z"
+    assert client.get(f"/jobs/{job['id']}").get_json()["scheduled_for"] == iso(round(tomorrow.timestamp() * 1000))
 
 
 def test_options_may_only_lower_what_the_function_allows(client, player):

@@ -48,7 +48,8 @@ _TAKES: Final = {
     "JSON": "any value",
     "WEIGHTS": "mapping",
     "VERSION": "`1`",
-    "RATE": "rate",
+    "RATE": "text or mapping",
+    "LIMIT": "rate",
 }
 #: Keys whose part of the page, or page, has another name than they have.
 _ELSEWHERE: Final = {
@@ -67,6 +68,7 @@ _MODELS: Final[dict[str, type[Keys]]] = {
     "function": manifest_schema.Function,
     "retries": manifest_schema.Retries,
     "schedule": manifest_schema.Schedule,
+    "rate": manifest_schema.Rate,
     "pool": manifest_schema.Pool,
     "weights": manifest_schema.Weights,
 }

@@ -67,7 +67,11 @@ def test_links_between_documents_lead_somewhere(document):
 
 
 @pytest.mark.parametrize(
-    "module", ["bananas.units", "bananas.retry", "bananas.cron", "bananas.codec", "bananas.redis_client"]
+    "module",
+    [
+        *("bananas.units", "bananas.retry", "bananas.cron", "bananas.codec", "bananas.redis_client"),
+        *("bananas.webhooks", "runner.maintenance.callbacks"),
+    ],
 )
 def test_doctests(module):
     """Examples in docstrings are true."""

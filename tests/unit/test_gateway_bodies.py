@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -59,8 +60,8 @@ def test_times_are_text_with_a_unit_or_numbers_of_seconds():
         ({"retries": 21}, "retries must be a whole number from 0 to 20, not 21"),
         ({"retries": True}, "retries must be a whole number from 0 to 20, not true"),
         ({"delay": "soon"}, 'delay must be a time such as "10s" or a number of seconds, not "soon"'),
-        ({"delay": -1}, "delay must be from 0ms to 3650d, not -1"),
-        ({"delay": 1e308}, "delay must be from 0ms to 3650d, not 1e308"),
+        ({"delay": -1}, "delay must be from 0ms to 366d, not -1"),
+        ({"delay": 1e308}, "delay must be from 0ms to 366d, not 1e308"),
         ({"delay": "9" * 400 + "s"}, 'delay must be a time such as "10s" or a number of seconds, not "999'),
         ({"timeout": 2**70}, "timeout must be from 100ms to 1d, not 1180591620717411303424"),
         ({"timeout": "10ms"}, 'timeout must be from 100ms to 1d, not "10ms"'),
@@ -76,7 +77,16 @@ def test_times_are_text_with_a_unit_or_numbers_of_seconds():
             'unique_key must be 1 to 200 printable ASCII characters without spaces at its ends, not ""',
         ),
         ({"unique_key": "k" * 201}, "unique_key must be 1 to 200 printable ASCII"),
-        ({"callback_url": None}, "callback_url is not supported by this release"),
+        ({"callback_url": 7}, "callback_url must be the URL of an HTTP server such as https://example.com/bananas"),
+        ({"run_at": "2999-11-24T06:00:00Z"}, "run_at is more than 366d from now; submit the job later"),
+        (
+            {"delay": "1h", "expires_after": "1h"},
+            "expires_after is 1h from now, and delay lets the job begin no sooner than in 1h: it could never run",
+        ),
+        (
+            {"run_at": f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}", "expires_after": "1h"},
+            "and run_at lets the job begin no sooner than in",
+        ),
     ],
 )
 def test_a_refusal_names_the_key_the_value_and_what_is_right(fields, said):
@@ -86,9 +96,9 @@ def test_a_refusal_names_the_key_the_value_and_what_is_right(fields, said):
 
 def test_all_problems_are_told_at_once():
     """One round of mending is enough."""
-    said = refusal(b'{"pirority": "high", "retries": -1, "callback_url": "x"}')
+    said = refusal(b'{"pirority": "high", "retries": -1, "callback_url": 7}')
     assert said.count("; ") >= 3
-    for part in ("'pirority'", "name is missing", "retries must be", "callback_url is not supported"):
+    for part in ("'pirority'", "name is missing", "retries must be", "callback_url must be"):
         assert part in said
 
 
