@@ -101,14 +101,16 @@ def test_errors_output_progress_and_limits_are_in_the_record(app: Platform) -> N
       throw new TypeError('no such banana');
     };
     """
-    put(app, "fails", {"handler.js": source}, "    timeout: 2s\n    retries: {max: 1, base: 100ms}\n")
-    for payload, outcome, kind in [
-        (None, "error", "TypeError"),
-        ("crash", "crashed", "Crashed"),
-        ("hang", "timeout", "Timeout"),
-        ("fill", "oom", "OutOfMemory"),
+    retries = "    retries: {max: 1, base: 100ms}\n"
+    put(app, "fails", {"handler.js": source}, f"    timeout: 20s\n{retries}")
+    put(app, "hangs", {"handler.js": source}, f"    timeout: 2s\n{retries}")
+    for name, payload, outcome, kind in [
+        ("fails", None, "error", "TypeError"),
+        ("fails", "crash", "crashed", "Crashed"),
+        ("hangs", "hang", "timeout", "Timeout"),
+        ("fails", "fill", "oom", "OutOfMemory"),
     ]:
-        record = run(app, "fails", payload)
+        record = run(app, name, payload)
         assert record["status"] == "failed"
         assert [attempt["outcome"] for attempt in record["history"]] == [outcome] * 2
         assert record["error"]["type"] == kind
