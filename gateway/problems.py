@@ -48,8 +48,8 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "unavailable": (503, "Not possible right now"),
     "redis-unavailable": (503, "Redis does not answer"),
     "queue-full": (429, "The queue is full"),
-    "no-live-runner": (503, "No live runner serves the pool"),
     "rate-limited": (429, "More than the rate allows"),
+    "no-live-runner": (503, "No live runner serves the pool"),
     "not-ready": (503, "The gateway is not ready"),
     # How a synchronous call can end other than well.
     "handler-error": (500, "The handler raised an error"),
@@ -97,7 +97,6 @@ def _answer(
     return Response(text, status, headers, mimetype="application/problem+json")
 
 
-def of_error(error: BananasError) -> Response:
 def retry_after(error: BananasError) -> dict[str, str]:
     """The header of an error that passes: whole seconds; nothing for others."""
     if not isinstance(error, Unavailable):
@@ -106,6 +105,7 @@ def retry_after(error: BananasError) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000)))}
 
 
+def of_error(error: BananasError) -> Response:
     """The problem of one of our errors; one without a status of its own is our fault."""
     if error.code not in STATUSES:
         return _unforeseen(error)
