@@ -36,6 +36,7 @@ _REFUSALS = {
     errors.UnknownFunction: "unknown_function",
     errors.UnknownPool: "unknown_pool",
     errors.QueueFull: "full",
+    errors.RateLimited: "limited",
     errors.UnknownJob: "missing",
     errors.JobNotDead: "not_dead",
     errors.VersionGone: "version_gone",

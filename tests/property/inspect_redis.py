@@ -80,7 +80,19 @@ class Inspector:
 def compare(model: Model, dump: Dump) -> None:
     """Raise AssertionError with the place where the server differs from the model."""
     known = {"job", "lane", "stride", "bell", "running", "busy", "parked", "called", "unique", "tomb", "reply", "inbox"}
-    known |= {"schedule", "leases", "expiring", "dead", "done", "park", "counters", "jobs", "unlisted", "callbacks"}
+    known |= {
+        "schedule",
+        "leases",
+        "expiring",
+        "dead",
+        "done",
+        "park",
+        "counters",
+        "jobs",
+        "unlisted",
+        "callbacks",
+        "rate",
+    }
     unknown = [key for key in dump.values if key.split(":")[0] not in known]
     assert not unknown, f"keys that nobody knows: {unknown}"
     _compare_jobs(model, dump)
@@ -201,6 +213,7 @@ def _compare_rest(model: Model, dump: Dump) -> None:
     created = {job.id: listed[job.fn][job.id] for job in model.jobs.values()}
     _equal("lists' times", created, {job.id: job.created for job in model.jobs.values()})
     _equal("unlisted", {fn.decode() for fn in dump.values.get("unlisted", [])}, model.unlisted)
+    _equal("buckets", set(dump.below("rate")), {f"function:{fn}" for fn, n in model.spent.items() if n})
     _equal("the callbacks' bell", "bell" in dump.below("callbacks"), model.is_rung_for_callbacks)
     _equal("tombs", set(dump.below("tomb")), model.tombs)
     counters = {name.decode(): float(value) for name, value in dump.pairs("counters").items()}

@@ -19,7 +19,7 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
-from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec
+from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RateSpec, RetrySpec
 from tests.property import answers
 from tests.property.inspect_redis import Dump, Inspector, compare
 from tests.property.model import PRIORITIES, Function, Limits, Model
@@ -32,6 +32,8 @@ CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
 LEASE_MS = answers.HOUR_MS
 FUNCTIONS = ("a", "b", "c")
+#: So slow that nothing comes back in a program.
+RATES = {"c": RateSpec(limit="1/h", burst=12)}
 
 
 class Both(RuleBasedStateMachine):
@@ -140,9 +142,11 @@ class Both(RuleBasedStateMachine):
             timeout_ms=timeout_ms,
             max_concurrency=limit,
             retries=RetrySpec(max=retries),
+            rate=RATES.get(name),
         )
         deployment = Deployment(spec=spec, bundles=Bundles(code=SHA), abi="x")
-        f = Function(deployment.version(), "default", spec.allow_pools, timeout_ms, retries, limit or 0)
+        burst = spec.rate.most if spec.rate else 0
+        f = Function(deployment.version(), "default", spec.allow_pools, timeout_ms, retries, limit or 0, burst)
         self.both(lambda: self.registry.deploy(name, deployment) and None, lambda m: m.deploy(name, f))
 
     def put(self, name: str, spec: PoolSpec) -> None:

@@ -48,6 +48,8 @@ class Function:
     timeout_ms: int
     max_retries: int
     max_concurrency: int
+    #: Jobs that its bucket holds; 0: it has no rate.
+    burst: int = 0
 
 
 @dataclass
@@ -168,6 +170,8 @@ class Model:
         self.replies: dict[str, list[tuple[str, str, int | None, bytes | None]]] = defaultdict(list)
         self.inbox: dict[str, list[str]] = defaultdict(list)
         self.counters: Counter[str] = Counter()
+        #: Jobs taken from the bucket of a function with a rate; so slow a rate that none comes back.
+        self.spent: Counter[str] = Counter()
         #: Server's ms before and after the operation that runs.
         self.window = (0, 0)
         self._turns = 0

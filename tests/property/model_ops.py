@@ -67,6 +67,9 @@ class QueueModel(Model):
         if new.callback and len(self.callbacks) >= self.limits.callbacks:
             self.counters[f"refused:{new.fn}:callbacks_full"] += 1
             return ("full",)
+        if f.burst and self.spent[new.fn] >= f.burst:
+            self.counters[f"refused:{new.fn}:function_rate"] += 1
+            return ("limited",)
         return self._create(new, f, pool)
 
     def _create(self, new: New, f: Function, pool: str) -> tuple[Any, ...]:
@@ -83,6 +86,7 @@ class QueueModel(Model):
             cb=new.callback,
         )
         self.jobs[new.id] = job
+        self.spent[new.fn] += bool(f.burst)
         self.listed[new.fn].add(new.id)
         self.done.pop(new.id, None)
         self.dead.pop(new.id, None)
