@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import calls, claims, drains, growth, idle, memory, starts, table, waiting
+from tests.bench import calls, claims, cost, drains, growth, idle, memory, starts, table, waiting
 from tests.bench.bench import Bench, Options
 from tests.bench.table import Row
 
@@ -30,6 +30,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "submit": calls.submit,
     "drain": drains.drain,
     "flow": drains.flow,
+    "cpu": cost.cpu,
     "first-calls": starts.first_calls,
     "burst": calls.burst,
     "waiting": waiting.waiting,
@@ -39,7 +40,18 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "claim-cost": claims.claim_cost,
 }
 #: Those that set another revision beside this checkout.
-COMPARING: Final = ("calls", "open-loop", "payloads", "submit", "drain", "flow", "first-calls", "burst", "memory")
+COMPARING: Final = (
+    "calls",
+    "open-loop",
+    "payloads",
+    "submit",
+    "drain",
+    "flow",
+    "cpu",
+    "first-calls",
+    "burst",
+    "memory",
+)
 
 
 def main(argv: list[str]) -> int:
