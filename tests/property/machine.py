@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine
 
-from bananas.callbacks import Callbacks, Delivery
+from bananas.callbacks import Callbacks, Delivery, Verdict
 from bananas.dead_letters import DeadLetters
 from bananas.job import Claim, Settlement
 from bananas.queue import Queue
@@ -130,6 +130,24 @@ class Both(RuleBasedStateMachine):
             assert not limit or len(self.model.running(c.function)) <= limit
             limit = self.model.pools[c.pool].max_concurrency
             assert not limit or len(self.model.busy(c.pool)) <= limit
+
+    def take(self, most: int) -> None:
+        """Callbacks that are due."""
+
+        def real() -> Any:
+            taken = self.callbacks.take(most, LEASE_MS).deliveries
+            self.deliveries += taken
+            return [(d.job_id, d.url, d.end, d.number, d.record.state.value) for d in taken]
+
+        self.both(real, lambda m: [answers.public(row) for row in m.take_callbacks(most, LEASE_MS)])
+
+    def tell(self, d: Delivery, verdict: Verdict) -> None:
+        """How a try went."""
+        error = "" if verdict == "delivered" else "down"
+        self.both(
+            lambda: self.callbacks.told(d, verdict, LEASE_MS, error),
+            lambda m: m.told(d.job_id, d.end, d.number, verdict, LEASE_MS, error),
+        )
 
     def stale(self) -> list[Claim]:
         """Attempts that were given up while a later one of the same job runs."""

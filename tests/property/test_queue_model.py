@@ -15,6 +15,7 @@ from hypothesis.stateful import initialize, precondition, rule, run_state_machin
 
 from bananas import callbacks, dead_letters, keys
 from bananas import queue as queue_module
+from bananas.callbacks import Verdict
 from bananas.dead_letters import DeadFilter
 from bananas.embedded import EmbeddedRedis
 from bananas.job import Outcome
@@ -42,6 +43,8 @@ ENDS: tuple[tuple[Any, Outcome, str], ...] = (
     ("dead", Outcome.START, "start_failed"),
 )
 
+#: How a try to tell an end goes.
+VERDICTS: tuple[Verdict, ...] = ("delivered", "again", "never")
 picks = st.integers(0, 60)
 hours = st.integers(1, 4)
 some = st.lists(picks, min_size=1, max_size=4, unique=True)
@@ -239,23 +242,22 @@ class Machine(Both):
     def take_callbacks(self, ats, most):
         """Also those whose lease ran out, or whose time has come."""
         self.rewind(keys.CALLBACKS, ats, self.model.callbacks)
-
-        def real() -> Any:
-            taken = self.callbacks.take(most, LEASE_MS).deliveries
-            self.deliveries += taken
-            return [(d.job_id, d.url, d.end, d.number, d.record.state.value) for d in taken]
-
-        self.both(real, lambda m: [answers.public(row) for row in m.take_callbacks(most, LEASE_MS)])
+        self.take(most)
 
     @precondition(lambda self: self.deliveries)
-    @rule(at=picks, verdict=st.sampled_from(["delivered", "again", "never"]), is_latest=st.booleans())
+    @rule(at=picks, verdict=st.sampled_from(VERDICTS), is_latest=st.booleans())
     def told(self, at, verdict, is_latest):
-        d = self.deliveries[-1] if is_latest else self.deliveries[at % len(self.deliveries)]
-        error = "" if verdict == "delivered" else "down"
-        self.both(
-            lambda: self.callbacks.told(d, verdict, LEASE_MS, error),
-            lambda m: m.told(d.job_id, d.end, d.number, verdict, LEASE_MS, error),
-        )
+        self.tell(self.deliveries[-1] if is_latest else self.deliveries[at % len(self.deliveries)], verdict)
+
+    @precondition(lambda self: self.model.callbacks)
+    @rule(verdicts=st.lists(st.sampled_from(VERDICTS), min_size=2, max_size=2), at=picks)
+    def told_by_one_whose_lease_ran_out(self, verdicts, at):
+        """Two runners send the same end, and the first one tells after the second one took it."""
+        for _ in verdicts:
+            self.rewind(keys.CALLBACKS, [at], self.model.callbacks)
+            self.take(1)
+        for delivery, verdict in zip(self.deliveries[-2:], verdicts, strict=False):
+            self.tell(delivery, verdict)
 
     @precondition(lambda self: self.model.is_rung_for_callbacks)
     @rule()
