@@ -117,7 +117,7 @@ class JobInShort(TypedDict):
 class Job(JobInShort):
     """Everything about a job."""
 
-    waiting_for: Literal["runner", "max_concurrency"] | None
+    waiting_for: Literal["runner", "engine", "gpus", "max_concurrency"] | None
     waiting_detail: str | None
     max_retries: int
     timeout_ms: int

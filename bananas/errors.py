@@ -18,7 +18,7 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   ├── RedisUnavailable · QueueFull · RateLimited · NoLiveRunner · SecretKeyMissing
     │   └── EngineUnavailable · GatewayUnreachable
     ├── SandboxError           the sandbox, not the function, went wrong
-    │   ├── SandboxStartError · ProtocolError · SandboxDied
+    │   ├── SandboxStartError (GpusTaken) · ProtocolError · SandboxDied
     │   └── ImageMissing · SecretUnavailable
     ├── BadSignature           a callback is not from who it seems to be
     ├── ApiError               the gateway answered a client with a problem
@@ -256,6 +256,12 @@ class SandboxStartError(SandboxError):
 
     code = "sandbox-start"
     retryable = True
+
+
+class GpusTaken(SandboxStartError):
+    """Other sandboxes have the GPUs."""
+
+    code = "gpus-taken"
 
 
 class ImageMissing(SandboxError):

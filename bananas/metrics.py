@@ -155,6 +155,7 @@ GATEWAY: Final[tuple[Measure, ...]] = (
     _counter("bananas_callbacks_lost_total", "callbacks_lost", "Ends whose record was gone before they were told"),
     _gauge("bananas_runners", "Live runners"),
     _gauge("bananas_runner_busy", "Attempts in flight", "runner"),
+    _gauge("bananas_runner_held_up", "1 while it takes no jobs of the pool for that reason", "runner", "pool", "reason"),
     _gauge("bananas_pool_runners", "Live runners that serve the pool", "pool"),
     _gauge("bananas_pool_slots", "Sandboxes that they may have at work: concurrency of the pool on each", "pool"),
     _gauge("bananas_pool_slots_busy", "Sandboxes that are at work", "pool"),

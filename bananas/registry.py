@@ -44,6 +44,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     sandboxes: dict[str, int] = msgspec.field(default_factory=dict)
     #: Devices that pools with ``gpus`` may lease.
     gpus: int = 0
+    #: Pool → why it takes no jobs of it for now: ``engine`` (which does not answer) or ``gpus`` (others have them).
+    held_up: dict[str, str] = msgspec.field(default_factory=dict)
 
     def serves(self, pool: str) -> bool:
         """True when it takes jobs of that pool."""

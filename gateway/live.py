@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from bananas.job import JobRecord, JobState
@@ -14,6 +14,13 @@ from bananas.registry import Registry, RunnerInfo
 #: How old the list of live runners may be when it says that a pool is served, and when it says that none does.
 _LIVE_S: Final = 1.0
 _DEAD_S: Final = 0.1
+
+
+#: By the word that runners tell: what holds a job up.
+_HELD_UP: Final = {
+    "engine": "the Docker Engine of the runners of pool {pool!r} does not answer; the job begins when it does",
+    "gpus": "other sandboxes have the GPUs that pool {pool!r} needs; the job begins when they are done",
+}
 
 
 class LiveRunners:
@@ -36,12 +43,14 @@ class LiveRunners:
         return any(runner.serves(pool) for runner in self._runners)
 
     def hold_up(self, record: JobRecord) -> dict[str, Any]:
-        """What a job waits for beyond its turn: ``waiting_for`` (``runner``, ``max_concurrency`` or None) and the same
-        in words, for its record.
+        """What a job waits for beyond its turn: ``waiting_for`` (``runner``, ``engine``, ``gpus``, ``max_concurrency``
+        or None) and the same in words, for its record.
         """
         what, why = None, None
         if record.state is JobState.PENDING and not self.serve(record.pool):
             what, why = "runner", f"no live runner serves pool {record.pool!r}; {start_one(record.pool)}"
+        elif record.state is JobState.PENDING and (word := held_up(record.pool, self._runners)):
+            what, why = word, _HELD_UP.get(word, word).format(pool=record.pool)
         elif record.is_parked:
             what, why = "max_concurrency", f"function {record.function!r} runs as many jobs as its max_concurrency"
         return {"waiting_for": what, "waiting_detail": why}
@@ -50,6 +59,12 @@ class LiveRunners:
 def start_one(pool: str) -> str:
     """The next step for a pool that nobody serves."""
     return f"start one with `bananas runner --pools {pool}`"
+
+
+def held_up(pool: str, runners: Iterable[RunnerInfo]) -> str | None:
+    """Why no runner of the pool takes its jobs for now, in the word of the first; None while one does."""
+    words = [runner.held_up.get(pool) for runner in runners if runner.serves(pool)]
+    return words[0] if words and all(words) else None
 
 
 def unserved(queued: Mapping[str, int], runners: list[RunnerInfo]) -> list[str]:

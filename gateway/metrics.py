@@ -82,6 +82,8 @@ class Scraper:
             told.set("bananas_pool_slots_busy", busy, name)
         for runner in runners:
             told.set("bananas_runner_busy", runner.busy, runner.id)
+            for pool, reason in runner.held_up.items():
+                told.set("bananas_runner_held_up", 1, runner.id, pool, reason)
             for place, number in runner.sandboxes.items():
                 pool, _, state = place.rpartition("/")
                 told.set("bananas_sandboxes", number, runner.id, pool, state)

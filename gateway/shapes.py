@@ -99,7 +99,7 @@ class Callback(Shape):
 class Record(Listed):
     """Everything about a job."""
 
-    waiting_for: Literal["runner", "max_concurrency"] | None
+    waiting_for: Literal["runner", "engine", "gpus", "max_concurrency"] | None
     waiting_detail: str | None
     max_retries: int
     timeout_ms: int
@@ -343,6 +343,8 @@ class Runner(Shape):
     busy: int
     sandboxes: dict[str, int]
     gpus: int
+    #: Pool → why it takes none of its jobs for now.
+    held_up: dict[str, Literal["engine", "gpus"]]
 
 
 class Runners(Shape):

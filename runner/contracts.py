@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bananas.errors import ImageMissing
+from bananas.errors import EngineUnavailable, ImageMissing
 from bananas.protocols import Sandbox, SandboxFactory, SandboxProfile
 from bananas.spec import RuntimeInfo
 from runner.contract_exec import ExecFactory
@@ -20,15 +20,23 @@ class Contracts:
     """See ``bananas.protocols.SandboxFactory``."""
 
     def __init__(
-        self, shims: SandboxFactory, others: Mapping[str, SandboxFactory], on_missing: Callable[[], None]
+        self,
+        shims: SandboxFactory,
+        others: Mapping[str, SandboxFactory],
+        on_missing: Callable[[], None] = lambda: None,
+        engine_answers: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``shims`` makes whatever ``others`` has no entry for; ``on_missing`` hears of each ImageMissing."""
+        """``shims`` makes whatever ``others`` has no entry for; ``on_missing`` hears of each ImageMissing. While
+        ``engine_answers`` says no, the engine is not asked: each call to one that hangs would take half a minute."""
         self._shims = shims
         self._others = others
         self._on_missing = on_missing
+        self._engine_answers = engine_answers
 
     def create(self, profile: SandboxProfile) -> Sandbox:
         """A started stem. Raises SandboxStartError, ImageMissing or EngineUnavailable."""
+        if not self._engine_answers():
+            raise EngineUnavailable("the Docker Engine does not answer; the runner waits until it does")
         try:
             return self._others.get(profile.shim, self._shims).create(profile)
         except ImageMissing:
@@ -45,6 +53,8 @@ def of_runner(
     workshop: Workshop,
     python: Callable[[], RuntimeInfo | None],
     on_missing: Callable[[], None] = lambda: None,
+    engine_answers: Callable[[], bool] = lambda: True,
 ) -> Contracts:
     """The contracts of a real runner; ``python`` says which image helpers are of."""
-    return Contracts(shims, {"http": HttpFactory(workshop, python), "exec": ExecFactory(workshop)}, on_missing)
+    others: dict[str, SandboxFactory] = {"http": HttpFactory(workshop, python), "exec": ExecFactory(workshop)}
+    return Contracts(shims, others, on_missing, engine_answers)

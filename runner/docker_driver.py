@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import gevent
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Everything the engine does for us is quick; an engine that takes longer is in trouble.
 ENGINE_TIMEOUT_S = 30
+#: For a mere sign of life.
+PING_TIMEOUT_S = 10.0
 LABEL_INSTANCE = "bananas.instance"
 LABEL_RUNNER = "bananas.runner"
 LABEL_POOL = "bananas.pool"
@@ -83,6 +86,12 @@ class Engine:
                 "run it as root, or boot with systemd.unified_cgroup_hierarchy=1"
             )
 
+    def ping(self) -> None:
+        """Raise EngineUnavailable unless it answers soon."""
+        late = TimeoutError(f"no answer within {PING_TIMEOUT_S:g} s")
+        with _translate("asking the engine for a sign of life"), gevent.Timeout(PING_TIMEOUT_S, late):
+            self._api.ping()
+
     def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the engine says of itself: the answers of ``docker info`` and ``docker version``.
 
@@ -123,7 +132,10 @@ class Engine:
         try:
             self.start(container_id, profile.pool)
         except Exception:
-            self.remove(container_id)
+            try:
+                self.remove(container_id)
+            except EngineUnavailable as e:
+                log.warning("left for the sweep: %s", e)
             raise
         return container_id
 

@@ -18,6 +18,7 @@ from bananas.errors import (
     BananasError,
     DeployError,
     EngineUnavailable,
+    GpusTaken,
     ProtocolError,
     RedisUnavailable,
     RequestError,
@@ -128,8 +129,10 @@ class Executor:
         clock: Clock,
         rng: Random,
         on_progress: Callable[[Running], None] = lambda _: None,
+        engine_answers: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``on_progress`` hears of each attempt that has told its progress; it must not wait."""
+        """``on_progress`` hears of each attempt that has told its progress; it must not wait. ``engine_answers`` is
+        asked when a sandbox could not be started."""
         self._runner = runner
         self._versions = versions
         self._profiles = profiles
@@ -137,6 +140,7 @@ class Executor:
         self._clock = clock
         self._rng = rng
         self._on_progress = on_progress
+        self._engine_answers = engine_answers
 
     def run(self, running: Running, pool: SandboxPool) -> Settlement | None:
         """The attempt from claim to settlement; None when its lease was lost meanwhile.
@@ -164,7 +168,7 @@ class Executor:
         except (TimeoutError, SandboxDied, ProtocolError) as e:
             outcome, error = self._sandbox_failed(running, pool, e)
         except (SandboxError, EngineUnavailable, RedisUnavailable, RequestError, DeployError) as e:
-            outcome, error = Outcome.START, _as_error(e)
+            outcome, error = self._not_started(e), _as_error(e)
         except Exception as e:  # one job's surprise must not end the runner and with it everybody else's jobs
             log.exception("attempt of job=%s function=%s met a defect of the runner", claim.id, claim.function)
             outcome = Outcome.CRASHED if running.sent else Outcome.START
@@ -221,6 +225,13 @@ class Executor:
             raise TimeoutError(f"the attempt took longer than its timeout ({claim.timeout_ms} ms)") from e
         finally:
             timings["run_ms"] = (time.monotonic() - sent) * 1000
+
+    def _not_started(self, cause: BananasError) -> Outcome:
+        """It is the job's affair only while the engine is there and the GPUs are free; else the job waits for them."""
+        may_be_engine = isinstance(cause, SandboxError | EngineUnavailable)
+        if isinstance(cause, GpusTaken) or (may_be_engine and not self._engine_answers()):
+            return Outcome.HANDED_BACK
+        return Outcome.START
 
     def _sandbox_failed(self, running: Running, pool: SandboxPool, cause: Exception) -> tuple[Outcome, dict[str, Any]]:
         """The sandbox must go, and everything in it is dead before this is reported."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -83,3 +84,19 @@ class PeriodicService(GreenletService):
     def pause(self, seconds: float) -> None:
         """Wait between turns."""
         self.stopping.wait(timeout=seconds)
+
+
+class Every(PeriodicService):
+    """Calls a function periodically."""
+
+    def __init__(
+        self, on_crash: Callable[[str, BaseException], None], name: str, period_s: float, call: Callable[[], Any]
+    ) -> None:
+        super().__init__(on_crash, period_s)
+        self.name = name
+        self._call = call
+
+    def run_once(self) -> float | None:
+        """One call."""
+        self._call()
+        return None

@@ -7,12 +7,8 @@ grace, hand the rest back to the head of their lanes, end every sandbox, leave.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import Counter
-from collections.abc import Callable
 from random import SystemRandom
-from typing import Any
 
 import gevent
 import msgspec
@@ -27,21 +23,24 @@ from bananas.leftovers import Leftovers
 from bananas.notify import Notifier
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
-from bananas.registry import Registry, RunnerInfo
+from bananas.registry import Registry
 from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import MIB, Settings
 from runner import contracts, gpus, images, metrics, opennet
 from runner.access import Access
 from runner.alarm import Alarm
+from runner.announcer import Announcer
 from runner.bundles import BundleCache
 from runner.catalog import Catalog
 from runner.docker_driver import Engine, describe
 from runner.egress import Caps
+from runner.enginewatch import EngineWatch
 from runner.executor import Executor
 from runner.gate import Gate
 from runner.gpus import Gpus
 from runner.heartbeat import Fence, Heartbeat, InFlight
+from runner.holdups import HoldUps
 from runner.host import Host
 from runner.ledger import Ledger, machine_budget_mb
 from runner.maintenance.callbacks import CallbackTeller
@@ -54,9 +53,8 @@ from runner.metrics import MetricsServer, Sources, Vitals
 from runner.own_container import Workshop
 from runner.pool import SandboxPool, profile_of
 from runner.progress import ProgressTeller
-from runner.reasons import EndReason
 from runner.sandbox import DockerSandboxFactory
-from runner.service import GreenletService, PeriodicService
+from runner.service import Every, GreenletService
 from runner.stdio import StdioSandboxFactory
 from runner.tail import LogTeller
 from runner.tally import Tally
@@ -65,7 +63,6 @@ from runner.worker import Bell, Inbox, Worker
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_S = 2.0
 RUNTIMES_S = 30.0
 #: For ending sandboxes and leaving, after the grace.
 EXIT_S = 10.0
@@ -90,7 +87,6 @@ class Supervisor:
         self._in_flight = InFlight()
         self._tally = Tally()
         self._vitals = Vitals()
-        self._started_at_ms = self._clock.now_ms()
         self._notifier = Notifier()
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -101,7 +97,7 @@ class Supervisor:
         for service in self._services:
             service.start()
         self._refresh_pools()
-        self._announce()
+        self._announcer.run_once()
         log.info("runner %s serves pools %s", self._host.name, ", ".join(self._pools))
         print(f"runner {self._host.name} ready, pools: {', '.join(self._pools)}", flush=True)
         self._notifier.ready(f"serves {', '.join(self._pools)}")
@@ -123,6 +119,7 @@ class Supervisor:
         for warning in Health(self._connections).require():
             log.warning("%s", warning)
         engine = Engine()
+        self._watch = EngineWatch(self._on_crash, engine.ping, self._engine_is_back)
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
@@ -137,22 +134,8 @@ class Supervisor:
             lambda: images.discover(engine.client, settings.python_image),
             lambda name: images.id_of(engine.client, name),
         )
-        teller = ProgressTeller(self._on_crash, self._queue, host.name)
-        executor = Executor(
-            host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom(), teller.told
-        )
         self._promoter = Promoter(self._on_crash, self._queue)
-        self._worker = Worker(
-            self._on_crash,
-            self._queue,
-            executor,
-            self._pools,
-            self._in_flight,
-            host.name,
-            settings.lease_s,
-            self._on_step,
-            tally=self._tally,
-        )
+        teller = self._build_worker(catalog, host)
         self._upkeep = Upkeep(
             self._on_crash,
             catalog,
@@ -166,11 +149,39 @@ class Supervisor:
         self._publish_runtimes()
         self._probe()
 
+    def _build_worker(self, catalog: Catalog, host: Host) -> ProgressTeller:
+        """What claims and runs jobs, and tells of it."""
+        teller = ProgressTeller(self._on_crash, self._queue, host.name)
+        executor = Executor(
+            *(host.name, catalog.version, catalog.profile, catalog.secrets, self._clock, SystemRandom()),
+            on_progress=teller.told,
+            engine_answers=self._watch.doubt,
+        )
+        hold_ups = HoldUps(self._pools, self._gpus, lambda: self._watch.answers)
+        self._worker = Worker(
+            *(self._on_crash, self._queue, executor, self._pools, self._in_flight, host.name, self._settings.lease_s),
+            self._on_step,
+            hold_ups.free,
+            self._tally,
+        )
+        self._announcer = Announcer(
+            *(self._on_crash, self._registry, host.name, self._settings.pools, self._pools, self._in_flight),
+            self._tally,
+            hold_ups,
+            len(self._gpus.devices),
+            self._vitals,
+        )
+        return teller
+
     def _sandboxes(self, shop: Workshop) -> contracts.Contracts:
         """Every kind of sandbox; ``_probe`` may change how they are reached."""
         shims = DockerSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
         factory = contracts.of_runner(
-            shims, shop, lambda: self._catalog.runtimes.get("python"), lambda: self._catalog.doubt()
+            shims,
+            shop,
+            lambda: self._catalog.runtimes.get("python"),
+            on_missing=lambda: self._catalog.doubt(),
+            engine_answers=lambda: self._watch.answers,
         )
         self._over_stdio = StdioSandboxFactory(shop.engine, shop.bundles, shop.directory, shop.labels, shop.access)
         if self._settings.transport == "stdio":
@@ -198,8 +209,9 @@ class Supervisor:
             Scheduler(self._on_crash, Schedules(self._connections)),
             Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
             Janitor(self._on_crash, self._queue, Leftovers(self._connections), host, bundles),
-            _Every(self._on_crash, "announcer", ANNOUNCE_S, self._announce),
-            _Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
+            self._announcer,
+            self._watch,
+            Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
             self._upkeep,
             self._worker,
         ]
@@ -210,7 +222,7 @@ class Supervisor:
             )
             roles.append(MetricsServer(self._on_crash, self._metrics, lambda: metrics.text(sources)))
         if self._notifier.watchdog_s:
-            roles.append(_Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
+            roles.append(Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
         return roles
 
     def _callback_roles(self) -> list[GreenletService]:
@@ -227,19 +239,12 @@ class Supervisor:
         settings = self._settings
         found = gpus.discover() if settings.gpus is None else settings.gpus
         self._gpus = Gpus(found, settings.state_path / "gpus")
-        self._gpus.reclaim = self._free_gpus
+        self._gpus.on_freed = self._look_again
         self._open_network = opennet.of_runner(
             settings, engine, self._registry.instance(), self._host, lambda: self._catalog.runtimes.get("python")
         )
         caps = Caps(settings.egress_connections, settings.egress_mb * MIB)
         return Access(caps, self._gpus, self._open_network.require, self._tally.add)
-
-    def _free_gpus(self) -> None:
-        """End idle sandboxes that hold devices, because another one needs some."""
-        for pool in self._pools.values():
-            if pool.spec.gpus:
-                for slot in pool.evictable():
-                    pool.evict(slot, EndReason.GPUS)
 
     def _probe(self) -> None:
         """Prove with a real sandbox that the engine sees the state directory, before any job depends on it."""
@@ -273,7 +278,7 @@ class Supervisor:
             service.stop(0.1)
         gevent.joinall([gevent.spawn(pool.close, EXIT_S) for pool in self._pools.values()], timeout=EXIT_S)
         try:
-            self._announce()  # what was counted since the last time
+            self._announcer.run_once()  # what was counted since the last time
             self._registry.retire(self._host.name)
         except RedisUnavailable as e:
             log.warning("leaving without saying so: %s", e)
@@ -298,6 +303,18 @@ class Supervisor:
             self._catalog.forget_secrets()  # now: the claims of this step must have the new ones
             gevent.spawn(self._refresh_pools_quietly, step.pools_rev)
             self._pools_rev = step.pools_rev
+
+    def _engine_is_back(self) -> None:
+        for pool in self._pools.values():
+            pool.setbacks.clear()
+        self._upkeep.refresh()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """What held pools up is over."""
+        for name, pool in self._pools.items():
+            pool.freed.set()
+            self._worker.rang(name)
 
     def _refresh_pools_quietly(self, rev: int) -> None:
         try:
@@ -353,45 +370,6 @@ class Supervisor:
             return
         self._registry.publish_runtimes(self._catalog.runtimes)
         self._upkeep.refresh()  # new images; and the safety net for a message that did not arrive
-
-    def _announce(self) -> None:
-        sandboxes: Counter[str] = Counter()
-        for name, pool in self._pools.items():
-            sandboxes.update({f"{name}/{state}": n for state, n in pool.states().items()})
-        counts = self._tally.take()
-        info = RunnerInfo(
-            id=self._host.name,
-            host=os.uname().nodename,
-            pid=os.getpid(),
-            pools=self._settings.pools,
-            started_at_ms=self._started_at_ms,
-            seen_at_ms=self._registry.now_ms(),
-            busy=len(self._in_flight),
-            sandboxes=dict(sandboxes),
-            gpus=len(self._gpus.devices),
-        )
-        try:
-            with self._vitals.redis():
-                self._registry.announce(info, counts)
-        except RedisUnavailable:
-            self._tally.put_back(counts)
-            raise
-
-
-class _Every(PeriodicService):
-    """Calls a function periodically."""
-
-    def __init__(
-        self, on_crash: Callable[[str, BaseException], None], name: str, period_s: float, call: Callable[[], Any]
-    ) -> None:
-        super().__init__(on_crash, period_s)
-        self.name = name
-        self._call = call
-
-    def run_once(self) -> float | None:
-        """One call."""
-        self._call()
-        return None
 
 
 def describe_start(settings: Settings) -> str:

@@ -44,9 +44,11 @@ class Worker(GreenletService):
         runner: str,
         lease_s: float,
         on_step: Callable[[Step], None],
+        free: Callable[[SandboxPool], int] = lambda pool: pool.free,
         tally: Tally | None = None,
     ) -> None:
-        """``pools`` is shared with the supervisor, which adds to it; ``on_step`` hears of every answer of the queue."""
+        """``pools`` is shared with the supervisor, which adds to it; ``on_step`` hears of every answer of the queue.
+        ``free`` says how many attempts of a pool can be taken on now."""
         super().__init__(on_crash)
         self._queue = queue
         self._executor = executor
@@ -55,6 +57,7 @@ class Worker(GreenletService):
         self._runner = runner
         self._lease_ms = round(lease_s * 1000)
         self._on_step = on_step
+        self.free = free
         self._tally = tally or Tally()
         self._outbox: list[Settlement] = []
         self._wake = Event()
@@ -155,7 +158,7 @@ class Worker(GreenletService):
         free = []
         for i in range(len(names)):
             name = names[(i + self._turn) % len(names)]
-            slots = self._pools[name].free if self.claiming else 0
+            slots = self.free(self._pools[name]) if self.claiming else 0
             if slots or name in rung:
                 free.append((name, slots))
         return free
@@ -204,7 +207,7 @@ class Bell(GreenletService):
     def run(self) -> None:
         """Block, tell the worker, block again."""
         while not self.stopping.is_set() and self._worker.claiming:
-            if not self._pool.free:
+            if not self._worker.free(self._pool):
                 # The step that settles an attempt's end claims what is there; this only listens for later.
                 self._pool.freed.clear()
                 self._pool.freed.wait(timeout=BLOCK_S)

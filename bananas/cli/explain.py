@@ -30,7 +30,7 @@ _OUTCOMES: Final = {
     "crashed": "its process ended without an answer",
     "start": "no sandbox could be started; no retry was used",
     "lost": "its runner died or was cut off, so its lease ran out; no retry was used",
-    "handed_back": "its runner was stopped and gave it back; no retry was used",
+    "handed_back": "its runner could not run it or was stopped, and gave it back; no retry was used",
     "displaced": "another call in the same sandbox ended both; no retry was used",
     "cancelled": "somebody cancelled the job",
     "expired": "the job had not begun within its expires_after",

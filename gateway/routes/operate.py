@@ -87,11 +87,11 @@ class OperateRoutes:
         checks = self._health.check()
         if failed := [check for check in checks if check.status == "failed"]:
             return problem("not-ready", "; ".join(check.detail for check in failed), checks=checks)
-        checks += self._unserved()
+        checks += self._runners()
         return json_answer({"status": "ready", "checks": checks})
 
-    def _unserved(self) -> list[Check]:
-        """A warning for jobs that wait for a runner, and for runners that are not there."""
+    def _runners(self) -> list[Check]:
+        """Warnings for jobs that wait for a runner, and for runners that are not there or have no engine."""
         runners = self._registry.runners()
         queued = _totals(self._queue.depths(list(self._registry.pools())))
         waiting = live.unserved(queued, runners)
@@ -99,10 +99,14 @@ class OperateRoutes:
             what = f" ({_list(queued, waiting)})" if waiting else ""
             detail = f"no runner is live: jobs are taken and wait{what}; start one with `bananas runner`"
             return [Check("runners", "warning", detail)]
-        if not waiting:
-            return []
-        steps = live.start_one(",".join(waiting))
-        return [Check("runners", "warning", f"no live runner serves {_list(queued, waiting)}; {steps}")]
+        found = []
+        if away := [runner.id for runner in runners if "engine" in runner.held_up.values()]:
+            detail = f"the Docker Engine of {', '.join(away)} does not answer; no job begins there until it does"
+            found.append(Check("engine", "warning", detail))
+        if waiting:
+            steps = live.start_one(",".join(waiting))
+            found.append(Check("runners", "warning", f"no live runner serves {_list(queued, waiting)}; {steps}"))
+        return found
 
     def metrics(self) -> Response:
         """Prometheus text, from Redis at this moment."""
@@ -132,4 +136,5 @@ def _public(runner: RunnerInfo) -> dict[str, Any]:
         "busy": runner.busy,
         "sandboxes": runner.sandboxes,
         "gpus": runner.gpus,
+        "held_up": runner.held_up,
     }

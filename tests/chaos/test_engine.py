@@ -11,6 +11,7 @@ from typing import Any
 import docker
 import pytest
 
+from bananas.spec import RuntimeInfo
 from runner import images
 from tests.chaos.second_engine import SecondEngine
 from tests.platform import Platform, Process, until
@@ -18,6 +19,7 @@ from tests.platform import Platform, Process, until
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 
 LEASE_S = 4
+MAIN_ENGINE = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
 IS_FULL = os.environ.get("BANANAS_CHAOS_SIZE", "small") != "small"
 SLOW = """
 import time
@@ -67,6 +69,11 @@ def stems(platform: Platform) -> int:
     return int(runner["sandboxes"].get("default/stem", 0))
 
 
+def held_up(platform: Platform) -> dict[str, str]:
+    runner = next(runner for runner in platform.client.runners() if runner["pid"] == runner_of(platform).popen.pid)
+    return dict(runner["held_up"])
+
+
 def is_full(platform: Platform) -> None:
     until(lambda: stems(platform) == 2, 20, "the pool to have its stems")
 
@@ -91,7 +98,8 @@ def test_an_engine_that_restarts_while_busy_costs_an_attempt_and_no_job(
         record = platform.finished(job, 60)
         assert record["status"] == "completed", record
         assert outcomes(record)[-1] == "ok"
-        assert set(outcomes(record)[:-1]) <= {"crashed", "start"}, record["history"]
+        # `start` only while it was stopping: it answered then, and refused.
+        assert set(outcomes(record)[:-1]) <= {"crashed", "start", "handed_back"}, record["history"]
     is_full(platform)
     assert platform.client.invoke("slow", 0) == b"1"
     assert runner_of(platform).popen.poll() is None
@@ -99,6 +107,37 @@ def test_an_engine_that_restarts_while_busy_costs_an_attempt_and_no_job(
     if IS_FULL:
         with second.client() as client:
             until(lambda: all(c.status == "running" for c in sandboxes(client, platform)), 90, "the sweep of dead ones")
+
+
+def test_jobs_wait_for_an_engine_that_is_away_and_use_nothing_up(
+    platform: Platform, second: SecondEngine, base_image: RuntimeInfo
+) -> None:
+    """However long it takes: its runner takes none and says so, other runners do, and it goes on by itself."""
+    is_full(platform)
+    second.stop()
+    try:
+        jobs = [platform.client.submit("slow", 0)["id"] for _ in range(4)]
+        away = {"default": "engine", "bare": "engine"}
+        until(lambda: held_up(platform) == away, 30, "the runner to say it")
+        records = [platform.client.job(job) for job in jobs]
+        assert {(r["status"], r["waiting_for"]) for r in records} == {("pending", "engine")}
+        assert "the Docker Engine of the runners of pool 'default' does not answer" in records[0]["waiting_detail"]
+        seen = [len(r["history"]) for r in records]
+        time.sleep(6)  # longer than any pause after which a worker looks by itself
+        assert [len(platform.client.job(job)["history"]) for job in jobs] == seen
+        other = platform.runner(DOCKER_HOST=MAIN_ENGINE, BANANAS_PYTHON_IMAGE=base_image.image)
+        for job in jobs:
+            record = platform.finished(job, 60)
+            assert (record["status"], record["result"]) == ("completed", 1)
+            assert set(outcomes(record)[:-1]) <= {"handed_back"}, record["history"]
+        other.stop()
+    finally:
+        second.start()
+    record = platform.finished(platform.client.submit("slow", 0)["id"], 60)
+    assert record["result"] == 1
+    assert not held_up(platform)
+    assert runner_of(platform).text.count("no job is taken until the engine answers again") == 1
+    assert runner_of(platform).text.count("the engine answers again, after") == 1
 
 
 @pytest.mark.skipif(not IS_FULL, reason="make chaos")

@@ -13,7 +13,7 @@ from typing import Any
 import docker
 import pytest
 
-from bananas.errors import SandboxStartError
+from bananas.errors import GpusTaken, SandboxStartError
 from bananas.spec import PoolSpec, RuntimeInfo
 from runner import images
 from runner.access import Access
@@ -22,9 +22,12 @@ from runner.docker_driver import Engine
 from runner.gpus import Gpus
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
+from tests.platform import Platform, until
 from tests.tools.leftovers import Run
 
 pytestmark = pytest.mark.docker
+
+ECHO = "def handle(event, context):\n    return event\n"
 
 
 class Rig:
@@ -86,11 +89,32 @@ def test_pools_without_gpus_ask_for_no_device(rig: Rig) -> None:
     assert not asked.get("DeviceRequests")
 
 
+def test_a_job_waits_for_devices_that_others_have_and_then_begins(redis_url: str, base_image: RuntimeInfo) -> None:
+    """It is not claimed meanwhile, and says what it waits for; where the engine has no GPUs it says that then."""
+    with Platform(redis_url, BANANAS_GPUS="0", BANANAS_PYTHON_IMAGE=base_image.image) as platform:
+        other = Gpus(["0"], platform.folder / "state" / "gpus")
+        (platform.folder / "state").mkdir(mode=0o711)
+        lease = other.lease("all", "elsewhere")
+        platform.gateway()
+        platform.runner()
+        platform.deploy({"train": ECHO}, "    pool: gpu", "pools: {gpu: {gpus: all, concurrency: 1}}")
+        job = platform.client.submit("train", 1)["id"]
+        record = until(
+            lambda: (r := platform.client.job(job)) and r["waiting_for"] == "gpus" and r, 30, "the job to say it"
+        )
+        assert (record["status"], record["history"]) == ("pending", [])
+        assert "other sandboxes have the GPUs that pool 'gpu' needs" in record["waiting_detail"]
+        lease.close()
+        record = until(lambda: (r := platform.client.job(job)) and r["history"] and r, 30, "an attempt")
+        first = record["history"][0]
+        assert first["outcome"] == "ok" or re.search("the engine answered 500: .*gpu", first["error"]["message"])
+
+
 def test_a_sandbox_whose_devices_are_taken_is_not_asked_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine would start both, since it does not count; so the lease comes first."""
     monkeypatch.setattr("runner.gpus.RECLAIM_S", 0.0)
     lease = rig.gpus.lease(1, "other")
-    with pytest.raises(SandboxStartError, match=r"pool 'gpu' asks for gpus: all, and of 0, 1 so many are not free"):
+    with pytest.raises(GpusTaken, match=r"pool 'gpu' asks for gpus: all, and of 0, 1 so many are not free"):
         rig.create(gpus="all")
     assert rig.created == []
     lease.close()

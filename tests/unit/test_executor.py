@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from bananas.errors import UnknownBundle
+from bananas.errors import GpusTaken, UnknownBundle
 from bananas.job import Claim, Outcome, Settlement
 from bananas.protocols import Secret
 from bananas.spec import Bundles, FunctionSpec, PoolSpec, RetrySpec, Version
@@ -74,7 +75,7 @@ def claim(**changes: object) -> Claim:
     return Claim(**(fields | changes))
 
 
-def executor(handler: str) -> Executor:
+def executor(handler: str, **options: Any) -> Executor:
     version = Version(
         function="f",
         version="v1",
@@ -90,6 +91,7 @@ def executor(handler: str) -> Executor:
         lambda _: {},
         ManualClock(),
         Random(0),
+        **options,
     )
 
 
@@ -165,6 +167,22 @@ def test_engine_trouble_uses_nothing_up(pool, factory):
     settlement = run("h.ok", pool)
     assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.START, "retry")
     assert settlement.attempt.start is None
+
+
+def test_a_job_waits_for_an_engine_that_is_away_and_for_gpus_that_others_have(pool, factory, monkeypatch):
+    """It goes back with the reason, and nothing is counted, however often; the engine's own refusals are counted."""
+    factory.fail_next = 1
+    settlement = attempt(executor("h.ok", engine_answers=lambda: False), Running(claim(starts=5), 0.0), pool)
+    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HANDED_BACK, "back")
+    assert settlement.attempt.error == {"type": "SandboxStartError", "message": "told to fail"}
+
+    def taken(_: object) -> None:
+        raise GpusTaken("others have them")
+
+    monkeypatch.setattr(factory, "create", taken)
+    settlement = attempt(executor("h.ok"), Running(claim(starts=5), 0.0), pool)
+    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HANDED_BACK, "back")
+    assert pool.free == SPEC.concurrency
 
 
 def test_missing_bundle_is_a_start_failure_with_its_reason(pool):
