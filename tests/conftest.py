@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ if (_measured := coverage.Coverage.current()) is not None:
     # What coverage does for concurrency = thread, for this process alone: gevent patches nothing here, while in the
     # services that setting loses greenlets (see pyproject.toml).
     threading.settrace(_measured._collector._installation_trace)
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """This test without coverage, which would take as long again: for many examples of lines that others run too."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(trace)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ from gateway import openapi
 from tests.integration.gateway_player import Player
 from tests.platform import Platform
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.usefixtures("untraced")]
 
 #: Requests for each call. BANANAS_HYPOTHESIS=long: many more, and others every time.
 IS_LONG = os.environ.get("BANANAS_HYPOTHESIS") == "long"

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from bananas import cron
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 IS_LONG = os.environ.get("BANANAS_HYPOTHESIS") == "long"
 EXAMPLES = 5000 if IS_LONG else 400
 ZONES = sorted(zone for zone in available_timezones() if zone not in ("localtime", "Factory", "posixrules"))

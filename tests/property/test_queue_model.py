@@ -93,7 +93,8 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "LIMITS", SMALL)
 
 
-@pytest.mark.timeout(0 if IS_LONG else 600)  # a busy machine under coverage takes minutes
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.timeout(0 if IS_LONG else 600)  # a busy machine takes minutes
 def test_the_queue_does_what_the_model_says(server, small_limits):
     """Whatever is done in whatever order: every key, every answer and every promise after every step."""
     run_state_machine_as_test(
