@@ -216,6 +216,7 @@ def print_record(record: Mapping[str, Any]) -> None:
         "finished": record.get("finished_at"),
         "attempts": f"{record['attempts']} (at most {record['max_retries']} retries)",
         "timeout": show_time(record["timeout_ms"]),
+        "callback": _callback(record.get("callback")),
     }
     for name, value in facts.items():
         if value is not None:
@@ -231,6 +232,14 @@ def print_record(record: Mapping[str, Any]) -> None:
         click.echo(f"\nerror     {cell(error.get('type'))}: {cell(error.get('message'))}")
     if record["status"] == "completed":
         click.echo(f"\nresult    {json.dumps(record.get('result'), ensure_ascii=False)}")
+
+
+def _callback(callback: Mapping[str, Any] | None) -> str | None:
+    if callback is None:
+        return None
+    tries = f" after {callback['tries']} tries" if callback["tries"] > 1 else ""
+    error = f": {callback['last_error']}" if callback["last_error"] else ""
+    return f"{callback['url']} {callback['status']}{tries}{error}"
 
 
 def _attempt(attempt: Mapping[str, Any]) -> Sequence[object]:

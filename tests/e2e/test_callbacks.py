@@ -52,3 +52,4 @@ def test_the_end_of_a_job_is_told_and_can_be_checked(app, receiver, capfd, monke
     told = json.loads(got.body)
     assert (told["type"], told["data"]["result"], told["data"]["attempts"]) == ("job.completed", 42, 1)
     until(lambda: app.client.job(job)["callback"]["status"] == "delivered", 30, "the record to say so")
+    assert f"callback  {receiver.url} delivered" in run("jobs", "show", job)

@@ -15,6 +15,7 @@ from bananas.cli import main
 from bananas.errors import SecretUnavailable
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS, Settings
+from bananas.spec import RateSpec
 from bananas.tokens import Tokens
 from tests.platform import Platform
 
@@ -74,6 +75,18 @@ def test_a_token_as_json_says_what_it_may(bananas: Cli, connections: Connections
     row = bananas("token", "ls").out.splitlines()[1].split()
     assert (row[3], row[-1]) == ("all", "never")
     assert json.loads(bananas("token", "rm", made["id"], "-o", "json").out) == {"removed": [made["id"]]}
+
+
+@pytest.mark.parametrize("way", [[], ["--direct"]])
+def test_a_token_gets_a_rate(bananas: Cli, connections: Connections, way: list[str]) -> None:
+    """Jobs per second, minute or hour; what is no rate is refused with what is right."""
+    made = bananas("token", "create", "shop", "--rate", "10/s", "--burst", "20", *way)
+    assert Tokens(connections).check(made.out.strip()).rate == RateSpec(limit="10/s", burst=20)
+    for wrong, said in ((["--rate", "10"], "'10' is not a rate"), (["--burst", "3"], "a burst is of a rate")):
+        refused = bananas("token", "create", "shop", *wrong, *way)
+        assert refused.code in (1, 2)
+        assert said in refused.err
+        assert refused.out == ""
 
 
 def test_a_token_that_is_not_there_cannot_be_removed(bananas: Cli) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bananas import yamlmap
 from bananas.errors import ManifestError
 from bananas.manifest import Manifest, load
-from bananas.spec import FunctionSpec, PoolSpec, RetrySpec, ScheduleSpec
+from bananas.spec import FunctionSpec, PoolSpec, RateSpec, RetrySpec, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
 Load = Callable[..., Manifest]
@@ -100,7 +100,8 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
             calls_per_sandbox: 20
             min_warm: 2
             egress: [db:5432]
-          hello: {retries: 0}
+            rate: {limit: 100/m, burst: 20}
+          hello: {retries: 0, rate: 10/s}
         """
     )
     assert manifest.pools == {
@@ -135,8 +136,10 @@ def test_every_key_arrives_in_its_field(app: Path, read: Load) -> None:
         calls_per_sandbox=20,
         min_warm=2,
         egress=("db:5432",),
+        rate=RateSpec(limit="100/m", burst=20),
     )
     assert manifest.functions["hello"].spec.retries == RetrySpec(max=0)
+    assert manifest.functions["hello"].spec.rate == RateSpec(limit="10/s")
 
 
 def test_requirements_are_found_in_the_folder(app: Path, read: Load) -> None:
@@ -393,6 +396,11 @@ ONE = "version: 1\nfunctions:\n  hello: {%s}\n"
         ("retries: true", "true is not a whole number; write one, 0 to 20, without quotes"),
         ("retries: {factor: 0.5}", "0.5 is out of range; write 1 to 10"),
         ("retries: {jitter: ful}", "'ful' is not valid; write one of none, full; did you mean 'full'?"),
+        ("rate: 10", "10 is not a rate; write a whole number and /s, /m or /h, such as 10/s"),
+        ("rate: 10/d", "'10/d' is not valid; write a whole number and /s, /m or /h, such as 10/s"),
+        ("rate: {burst: 5}", "has no limit; write 10/s, or {limit: 10/s, burst: 20}"),
+        ("rate: {limit: 1/s, burst: 0}", "0 is out of range; write 1 to 100000"),
+        ("rate: {limit: 1/s, brst: 1}", "unknown key; did you mean 'burst'?"),
         ("max_uses: 0", "0 is out of range; write at least 1"),
         ("max_uses: 1.0", "1.0 is not a whole number; write one, at least 1, without quotes"),
         ("calls_per_sandbox: 0", "0 is out of range; write 1 to 100"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,19 @@ def test_the_signature_is_that_of_standard_webhooks():
     """Its libraries can check our callbacks: HMAC-SHA256 of id, time and body, in base64."""
     digest = hmac.new(KEYS[0], f"job.1.{NOW_S}.".encode() + BODY, hashlib.sha256).digest()
     assert signed()["webhook-signature"].split()[0] == "v1," + base64.b64encode(digest).decode()
+
+
+def test_the_recipe_of_the_documentation_says_the_same(monkeypatch):
+    """It needs the standard library only."""
+    page = (Path(__file__).parents[2] / "docs/http-api.md").read_text("utf-8")
+    recipe: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(import base64.*?)```", page, re.S)[0], recipe)
+    monkeypatch.setattr(recipe["time"], "time", lambda: NOW_S + 10)
+    secret = webhooks.secret_text(KEYS[1])
+    assert recipe["is_genuine"](secret, signed(), BODY)
+    assert not recipe["is_genuine"](secret, signed(), BODY + b" ")
+    monkeypatch.setattr(recipe["time"], "time", lambda: NOW_S + 301)
+    assert not recipe["is_genuine"](secret, signed(), BODY)
 
 
 @pytest.mark.parametrize(
