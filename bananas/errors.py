@@ -16,7 +16,7 @@ User code that fails is not an error of ours: it is an ``Outcome`` (see ``banana
     │   └── Unauthorized · Forbidden · UnknownToken
     ├── Unavailable            try again later
     │   ├── RedisUnavailable · QueueFull · RateLimited · NoLiveRunner · SecretKeyMissing
-    │   └── EngineUnavailable · GatewayUnreachable
+    │   └── EngineUnavailable · GatewayUnreachable · NewerRelease
     ├── SandboxError           the sandbox, not the function, went wrong
     │   ├── SandboxStartError (GpusTaken) · ProtocolError · SandboxDied
     │   └── ImageMissing · SecretUnavailable
@@ -243,6 +243,12 @@ class GatewayUnreachable(Unavailable):
     """No gateway answers."""
 
     code = "gateway-unreachable"
+
+
+class NewerRelease(Unavailable):
+    """A newer release of Bananas wrote this."""
+
+    code = "newer-release"
 
 
 class SandboxError(BananasError):

@@ -1,7 +1,7 @@
 """Whether Redis can be trusted with jobs: it answers, takes writes, never evicts, and keeps what it took.
 
 Asked by the gateway's ``/readyz`` and ``/metrics``, and by a runner when it starts. Changes nothing but the
-installation's id, which is made on first use anyway.
+installation's id and the format of its data, which are made on first use anyway.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from bananas import keys
+from bananas import keys, storage
 from bananas.errors import ConfigError, RedisUnavailable
 from bananas.redis_client import OLDEST_SERVER, Connections, is_too_old, safe_url
 
@@ -59,12 +59,16 @@ class Health:
                 facts = {name: value for part in _PARTS for name, value in self._redis.info(part).items()}
                 # With NX an existing id stays, but a server that takes no writes refuses all the same.
                 self._redis.set(keys.INSTANCE, uuid.uuid4().hex[:8], nx=True)
+                self._redis.set(keys.FORMAT, storage.FORMAT, nx=True)
+                unknown = self.unknown_format()
         except RedisUnavailable as e:
             return [Check("redis", "failed", str(e))]
         version = str(facts["redis_version"])
         if is_too_old(version):
             oldest = ".".join(map(str, OLDEST_SERVER))
             return [Check("redis", "failed", f"the server is {version}; {oldest} or newer is needed")]
+        if unknown:
+            return [Check("format", "failed", unknown)]
         return [Check("redis", "ok", "answers and takes writes"), _eviction(facts), _persistence(facts)]
 
     def vitals(self) -> Vitals:
@@ -84,6 +88,11 @@ class Health:
             is_evicting=_eviction(facts).status != "ok",
             is_persisting=_persistence(facts).status == "ok",
         )
+
+    def unknown_format(self) -> str:
+        """Why this release must leave the data alone; empty when it need not. Raises RedisUnavailable."""
+        with self._connections.guard():
+            return storage.unknown_format(self._redis.get(keys.FORMAT))
 
     def require(self) -> list[str]:
         """Raises ConfigError for a Redis that must not be trusted with jobs; returns warnings about one that may."""

@@ -46,6 +46,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``runtimes`` | HASH | name → RuntimeInfo (JSON) | last published |
 | ``runners`` | HASH | id → RunnerInfo (JSON) | swept when not seen for 60 s |
 | ``instance`` | STRING | id of this installation | for ever |
+| ``format`` | STRING | number of the layout of all this, see ``bananas.storage`` | for ever |
 
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
 losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace`` (the last
@@ -100,6 +101,7 @@ TOKENS: Final = PREFIX + "tokens"
 RUNTIMES: Final = PREFIX + "runtimes"
 RUNNERS: Final = PREFIX + "runners"
 INSTANCE: Final = PREFIX + "instance"
+FORMAT: Final = PREFIX + "format"
 EXPIRING: Final = PREFIX + "expiring"
 SCHEDULES: Final = PREFIX + "schedules"
 UNLISTED: Final = PREFIX + "unlisted"

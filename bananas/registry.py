@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from bananas import errors, keys, schedules, scripts
+from bananas import errors, keys, schedules, scripts, storage
 from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
-from bananas.spec import Deployment, PoolSpec, RetrySpec, RuntimeInfo, Version
+from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,6 @@ def _push(pipe: Any, runners: Iterable[bytes], message: str) -> None:
         inbox = keys.inbox(runner.decode())
         pipe.rpush(inbox, message)
         pipe.pexpire(inbox, 60_000)
-
-
-def _brief(policy: RetrySpec) -> bytes:
-    """JSON of what is not a default. It is stamped on every job, and a hash without a value over 64 bytes takes Redis a
-    third of the memory.
-    """
-    given, usual = msgspec.structs.asdict(policy), msgspec.structs.asdict(RetrySpec())
-    return msgspec.json.encode({name: value for name, value in given.items() if value != usual[name]})
 
 
 class Registry:
@@ -176,7 +168,7 @@ class Registry:
                 raise errors.UnknownFunction(f"no function {name!r} is deployed", function=name)
             kept = self._kept(name)
             raw = self._redis.mget([keys.version(name, version) for version in kept]) if kept else []
-        return [msgspec.json.decode(text, type=Version) for text in reversed(raw) if text is not None]
+        return [storage.decode(text, Version, f"a version of {name!r}") for text in reversed(raw) if text is not None]
 
     def _kept(self, name: str) -> list[str]:
         """Oldest first."""
@@ -221,7 +213,8 @@ class Registry:
                 "priority": spec.priority,
                 "timeout": spec.timeout_ms,
                 "maxr": spec.retries.max,
-                "retry": _brief(spec.retries),
+                # Stamped on every job: a hash without a value over 64 bytes takes Redis a third of the memory.
+                "retry": spec.retries.encode(),
                 "ttl": spec.result_ttl_ms,
                 "allow": ",".join(spec.allow_pools),
                 "maxc": spec.max_concurrency or 0,
@@ -262,7 +255,7 @@ class Registry:
             raw = self._redis.get(keys.version(name, version))
         if raw is None:
             raise errors.UnknownFunction(f"version {version} of function {name!r} is not kept any more", function=name)
-        return msgspec.json.decode(raw, type=Version)
+        return storage.decode(raw, Version, f"version {version} of function {name!r}")
 
     def names(self) -> list[str]:
         """Every deployed function, sorted."""
@@ -287,6 +280,8 @@ class Registry:
                 out.append(self.current(name))
             except errors.UnknownFunction:
                 continue  # removed between the two reads
+            except errors.NewerRelease as e:  # the other functions go on
+                log.warning("%s", e)
         return out
 
     def remove(self, name: str) -> bool:
@@ -331,9 +326,9 @@ class Registry:
         pools = {}
         for name, text in raw.items():
             try:
-                pools[name.decode()] = msgspec.json.decode(text, type=PoolSpec)
-            except msgspec.DecodeError as e:  # written by another release: the other pools go on
-                log.warning("pool %s has settings that this release does not know: %s", name.decode(), e)
+                pools[name.decode()] = storage.decode(text, PoolSpec, f"pool {name.decode()!r}")
+            except errors.NewerRelease as e:  # the other pools go on
+                log.warning("%s", e)
         pools.setdefault("default", PoolSpec())
         return dict(sorted(pools.items()))
 
@@ -347,7 +342,10 @@ class Registry:
         """What runners last said they can run, by runtime name."""
         with self._connections.guard():
             raw = self._redis.hgetall(keys.RUNTIMES)
-        return {name.decode(): msgspec.json.decode(text, type=RuntimeInfo) for name, text in sorted(raw.items())}
+        return {
+            name.decode(): storage.decode(text, RuntimeInfo, f"runtime {name.decode()!r}")
+            for name, text in sorted(raw.items())
+        }
 
     def announce(self, runner: RunnerInfo, counts: Mapping[str, int] | None = None) -> None:
         """Tell that a runner is alive, and add ``counts`` to the counters."""

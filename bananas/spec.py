@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from bananas import errors
+from bananas import errors, storage
 from bananas.settings import LIMITS
 from bananas.targets import TARGET_PATTERN, parse_target
 from bananas.units import parse_rate
@@ -54,8 +54,8 @@ class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise errors.InvalidRequest(f"{cls.__name__}: {e}") from e
 
     def encode(self) -> bytes:
-        """Canonical JSON: sorted keys, so equal specs have equal bytes."""
-        return msgspec.json.encode(self, order="sorted")
+        """Canonical JSON without defaults, so equal specs have equal bytes (see ``bananas.storage``)."""
+        return storage.encode(self)
 
 
 class RetrySpec(_Spec, frozen=True, kw_only=True):

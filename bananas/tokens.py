@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
-from bananas import errors, keys
+from bananas import errors, keys, storage
 from bananas.redis_client import Connections, unix_ms
 from bananas.spec import Name, RateSpec
 
@@ -100,7 +100,7 @@ class Tokens:
                 token = msgspec.convert(fields, Token)
             except msgspec.ValidationError as e:
                 raise errors.InvalidRequest(f"not a valid token: {e}") from e
-            self._redis.hset(keys.TOKENS, token_id, msgspec.json.encode(_Stored(token, _digest(secret))))
+            self._redis.hset(keys.TOKENS, token_id, storage.encode(_Stored(token, _digest(secret))))
         return token, f"bn_{token_id}_{secret}"
 
     def check(self, text: str) -> Token:
@@ -118,7 +118,7 @@ class Tokens:
         """Every token, oldest first."""
         with self._connections.guard():
             raw = self._redis.hvals(keys.TOKENS)
-        found = [msgspec.json.decode(text, type=_Stored).token for text in raw]
+        found = [storage.decode(text, _Stored, "a token").token for text in raw]
         return sorted(found, key=lambda token: (token.created_at_ms, token.id))
 
     def remove(self, token_id: str) -> bool:
@@ -139,7 +139,7 @@ class Tokens:
             return stored
         with self._connections.guard():
             raw = self._redis.hget(keys.TOKENS, token_id)
-        stored = None if raw is None else msgspec.json.decode(raw, type=_Stored)
+        stored = None if raw is None else storage.decode(raw, _Stored, f"token {token_id}")
         self._cache[token_id] = (now + CACHE_S, stored)
         self._cache.move_to_end(token_id)
         while len(self._cache) > _CACHED:

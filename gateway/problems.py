@@ -47,6 +47,7 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     "version-gone": (409, "The version is not kept any more"),
     "unavailable": (503, "Not possible right now"),
     "redis-unavailable": (503, "Redis does not answer"),
+    "newer-release": (503, "A newer release wrote this"),
     "queue-full": (429, "The queue is full"),
     "rate-limited": (429, "More than the rate allows"),
     "no-live-runner": (503, "No live runner serves the pool"),

@@ -20,10 +20,10 @@ from bananas.errors import (
     EngineUnavailable,
     GpusTaken,
     ProtocolError,
-    RedisUnavailable,
     RequestError,
     SandboxDied,
     SandboxError,
+    Unavailable,
 )
 from bananas.job import Attempt, Claim, Outcome, Settlement
 from bananas.protocols import CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile, Secret
@@ -167,7 +167,7 @@ class Executor:
             outcome, error = Outcome.ERROR, e.error
         except (TimeoutError, SandboxDied, ProtocolError) as e:
             outcome, error = self._sandbox_failed(running, pool, e)
-        except (SandboxError, EngineUnavailable, RedisUnavailable, RequestError, DeployError) as e:
+        except (SandboxError, Unavailable, RequestError, DeployError) as e:
             outcome, error = self._not_started(e), _as_error(e)
         except Exception as e:  # one job's surprise must not end the runner and with it everybody else's jobs
             log.exception("attempt of job=%s function=%s met a defect of the runner", claim.id, claim.function)

@@ -64,6 +64,7 @@ from runner.worker import Bell, Inbox, Worker
 log = logging.getLogger(__name__)
 
 RUNTIMES_S = 30.0
+FORMAT_S = 5.0
 #: For ending sandboxes and leaving, after the grace.
 EXIT_S = 10.0
 
@@ -76,6 +77,7 @@ class Supervisor:
         self._connections = Connections(settings.redis_url)
         self._queue = Queue(self._connections)
         self._registry = Registry(self._connections)
+        self._health = Health(self._connections)
         self._clock = SystemClock()
         self._stop = Event()
         self._crash: str | None = None
@@ -116,7 +118,7 @@ class Supervisor:
         settings = self._settings
         self._metrics = metrics.listen(settings.runner_metrics)
         self._connections.ping()
-        for warning in Health(self._connections).require():
+        for warning in self._health.require():
             log.warning("%s", warning)
         engine = Engine()
         self._watch = EngineWatch(self._on_crash, engine.ping, self._engine_is_back)
@@ -212,6 +214,7 @@ class Supervisor:
             self._announcer,
             self._watch,
             Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
+            Every(self._on_crash, "format", FORMAT_S, self._check_format),
             self._upkeep,
             self._worker,
         ]
@@ -296,6 +299,11 @@ class Supervisor:
         self._stop.set()
 
     # -- upkeep -----------------------------------------------------------------------------------------------
+
+    def _check_format(self) -> None:
+        """A newer release that lays its data out anew ends the older runners."""
+        if unknown := self._health.unknown_format():
+            raise ConfigError(f"Redis at {safe_url(self._connections.url)} cannot be used any more: {unknown}")
 
     def _on_step(self, step: Step) -> None:
         self._promoter.hint(step.next_due_ms)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+import msgspec
+
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
 
 ABI = "cp311-x86_64-glibc2.36"
@@ -128,7 +130,8 @@ class StubGateway:
             if sha is not None and sha not in self.bundles:
                 return problem(422, "unknown-bundle", f"no bundle {sha}")
         before = self.functions.get(name, {}).get("version")
-        self.functions[name] = {"name": name, "version": deployment.version(), "deployed_at": DAY, **json.loads(body)}
+        self.functions[name] = {"name": name, "version": deployment.version(), "deployed_at": DAY}
+        self.functions[name] |= msgspec.to_builtins(deployment)
         self.functions[name] |= {"running": 0, "parked": 0}
         return 200, {"name": name, "version": deployment.version(), "changed": before != deployment.version()}
 
@@ -142,7 +145,7 @@ class StubGateway:
         }
 
     def _put_pool(self, body: bytes, name: str) -> Answer:
-        spec = json.loads(PoolSpec.decode(body).encode())
+        spec = msgspec.to_builtins(PoolSpec.decode(body))
         changed = self.pools.get(name) != spec
         self.pools[name] = spec
         return 200, {"name": name, "changed": changed}
