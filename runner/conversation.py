@@ -83,8 +83,8 @@ class Conversation:
         self._reader = framing.FrameReader(channel)
         #: By call id.
         self._lines: dict[int, _Line] = {}
-        #: For what belongs to none of them, since there were none.
-        self._stray = _Bounds()
+        #: For what belongs to none of them, since there were none; None while nothing came.
+        self._stray: _Bounds | None = None
         self._sending = threading.Lock()
         self._reading = threading.Lock()
         #: Why no answer can follow, once that is so.
@@ -111,7 +111,7 @@ class Conversation:
         if frame.call_id in self._lines:
             raise ValueError(f"call {frame.call_id} of sandbox {self._id} is not over")
         if not self._lines:
-            self._stray = _Bounds()
+            self._stray = None
         line = self._lines[frame.call_id] = _Line(answers, on_log, on_progress)
         try:
             self._check()
@@ -151,18 +151,25 @@ class Conversation:
     def _send(self, data: bytes, deadline_s: float) -> None:
         """A shim that runs several calls may be slow to read, which is no reason to end them all: then only the
         deadline counts. Raises TimeoutError or SandboxDied."""
+        if not self.is_shared:
+            self._send_all(data, SEND_TIMEOUT_S)
+            return
         left_s = max(0.0, deadline_s - time.monotonic())
         if not self._sending.acquire(timeout=left_s):
             raise TimeoutError("the sandbox took no more input in time")
         try:
-            self._channel.settimeout(max(SEND_TIMEOUT_S, left_s) if self.is_shared else SEND_TIMEOUT_S)
+            self._send_all(data, max(SEND_TIMEOUT_S, left_s))
+        finally:
+            self._sending.release()
+
+    def _send_all(self, data: bytes, timeout_s: float) -> None:
+        try:
+            self._channel.settimeout(timeout_s)
             self._channel.sendall(data)
         except OSError as e:
             if self.is_shared and isinstance(e, TimeoutError):
                 raise
             raise SandboxDied(f"sandbox {self._id} took no more input: {e}") from e
-        finally:
-            self._sending.release()
 
     def _wait(self, line: _Line, deadline_s: float) -> framing.Frame:
         while line.answer is None:
@@ -203,7 +210,7 @@ class Conversation:
     def _take(self, frame: framing.Frame, on_stray: OnLog | None = None) -> None:
         line = self._lines.get(frame.call_id)
         if frame.kind == framing.LOG:
-            (line.bounds if line is not None else self._stray).log(frame.body)
+            self._bounds(line).log(frame.body)
             for on_log in self._listeners(frame.call_id, line, on_stray):
                 on_log(frame.body)
         elif frame.kind == framing.PROGRESS:
@@ -221,6 +228,12 @@ class Conversation:
                 line.wake.set()
         else:
             raise ProtocolError(f"sandbox {self._id} sent frame kind {frame.kind} for call {frame.call_id}")
+
+    def _bounds(self, line: _Line | None) -> _Bounds:
+        if line is not None:
+            return line.bounds
+        self._stray = self._stray or _Bounds()
+        return self._stray
 
     def _listeners(self, call_id: int, line: _Line | None, on_stray: OnLog | None) -> list[OnLog]:
         if line is not None:
