@@ -5,7 +5,7 @@ One method for each call of docs/http-api.md; how they fail and what is sent aga
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
@@ -173,10 +173,12 @@ class OperateCalls:
             raise
         return True
 
-    def put_bundle(self, sha256: str, data: bytes) -> None:
-        """Upload an archive under its SHA-256."""
+    def put_bundle(self, sha256: str, data: bytes, on_sent: Callable[[int], None] | None = None) -> None:
+        """Upload an archive under its SHA-256; ``on_sent`` gets how many more bytes of it are on their way."""
         # 50 MiB over a slow line: as long as it moves, no timeout strikes; then the gateway stores it.
-        self._wire.call("PUT", f"/bundles/{sha256}", data, media="application/octet-stream", timeout_s=2 * ANSWER_S)
+        self._wire.call(
+            "PUT", f"/bundles/{sha256}", data, media="application/octet-stream", timeout_s=2 * ANSWER_S, on_sent=on_sent
+        )
 
 
 def _key() -> dict[str, str]:

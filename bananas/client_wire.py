@@ -7,9 +7,10 @@ little, doubled each time. What counts as a failure of the call itself, never of
 
 from __future__ import annotations
 
+import io
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -80,12 +81,14 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         is_repeatable: bool | None = None,
         is_removal: bool = False,
+        on_sent: Callable[[int], None] | None = None,
     ) -> bytes:
         """The answer's body; raises ApiError for a status of 300 and above, GatewayUnreachable without an answer.
 
         Args:
             timeout_s: of one try, until its answer begins.
             is_repeatable: whether it may be sent again when its answer was lost; None: as its method says.
+            on_sent: gets the number of bytes of the body that go out, piece by piece; again from the start in each try.
             is_removal: what is not there any more when it is sent again is removed.
         """
         may_repeat = method in _REPEATABLE if is_repeatable is None else is_repeatable
@@ -94,7 +97,8 @@ class Wire:
         was_lost = False
         while True:
             try:
-                return self._once(method, path, body, timeout_s, sent)
+                data = body if body is None or on_sent is None else _Told(body, on_sent)
+                return self._once(method, path, data, timeout_s, sent)
             except (ApiError, GatewayUnreachable) as e:
                 if is_removal and was_lost and isinstance(e, ApiError) and e.status == 404:
                     return b""  # the try before did it, and its answer was lost
@@ -104,7 +108,9 @@ class Wire:
                     raise
                 was_lost = was_lost or not is_harmless
 
-    def _once(self, method: str, path: str, body: bytes | None, timeout_s: float, headers: Mapping[str, str]) -> bytes:
+    def _once(
+        self, method: str, path: str, body: bytes | _Told | None, timeout_s: float, headers: Mapping[str, str]
+    ) -> bytes:
         import requests
 
         try:
@@ -169,6 +175,19 @@ class Wire:
     def _nobody(self, error: Exception) -> str:
         reason = "" if _is_refused(error) else f" ({_cause(error)})"
         return f"no gateway answers at {self.url}{reason}; start one with `bananas up`, or set BANANAS_URL"
+
+
+class _Told(io.BytesIO):
+    """A body that tells how much of it was read, which is when it is sent."""
+
+    def __init__(self, data: bytes, on_sent: Callable[[int], None]) -> None:
+        super().__init__(data)
+        self._on_sent = on_sent
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        part = super().read(size)
+        self._on_sent(len(part))
+        return part
 
 
 class Patience:

@@ -23,8 +23,15 @@ from bananas.manifest import Manifest, ManifestFunction
 from bananas.runtimes import build_hint
 from bananas.settings import KIB, MIB
 from bananas.spec import OWN_IMAGE_ABI, Bundles, Deployment
+from bananas.steps import Step, no_step
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tell:
+    report: Report
+    step: Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +46,29 @@ class Deployed:
     calls: str
 
 
-def deploy(client: Client, manifest: Manifest, only: set[str] | None, report: Report) -> list[Deployed]:
+def deploy(
+    client: Client, manifest: Manifest, only: set[str] | None, report: Report, step: Step = no_step
+) -> list[Deployed]:
     """Deploy the functions named in ``only`` (None: all) and the pools they use; ``report`` gets progress lines.
 
-    Raises DeployError with the problems of all functions, ApiError or GatewayUnreachable.
+    ``step`` is begun for whatever takes long. Raises DeployError with the problems of all functions, ApiError or
+    GatewayUnreachable.
     """
+    tell = _Tell(report, step)
     functions = _choose(manifest, only)
     runtimes = client.runtimes() if functions else {}
     ready: list[tuple[str, Deployment, bool]] = []
-    problems: list[str] = []
+    problems = _check_secrets(client, functions)
     for name, function in functions.items():
         try:
-            ready.append((name, *_prepare(client, name, function, runtimes, report)))
+            ready.append((name, *_prepare(client, name, function, runtimes, tell)))
         except (DeployError, ApiError) as e:
             problems.append(f"{name}: {e}")
     if problems:
         raise DeployError("\n".join([*problems, "nothing was deployed; what served before still serves"]))
     _warn_of_gpus(client, manifest, [functions[name] for name, _, changed in ready if changed], report)
     _put_pools(client, manifest, functions.values() if only is not None else None, report)
-    return [_switch(client, name, deployment, changed, report) for name, deployment, changed in ready]
+    return _switch_all(client, ready, report)
 
 
 def _choose(manifest: Manifest, only: set[str] | None) -> dict[str, ManifestFunction]:
@@ -69,17 +80,19 @@ def _choose(manifest: Manifest, only: set[str] | None) -> dict[str, ManifestFunc
 
 
 def _prepare(
-    client: Client, name: str, function: ManifestFunction, runtimes: dict[str, dict[str, Any]], report: Report
+    client: Client, name: str, function: ManifestFunction, runtimes: dict[str, dict[str, Any]], tell: _Tell
 ) -> tuple[Deployment, bool]:
     """The deployment with its bundles at the gateway, and whether it differs from what is served."""
     if function.spec.image is not None:
-        return _prepare_image(client, name, function, report)
+        return _prepare_image(client, name, function, tell)
     runtime = function.spec.runtime
     if runtime not in runtimes:
         build = "" if runtime == "python" else f", or build an image for it with {build_hint(runtime)}"
         raise DeployError(f"no runner has published the runtime {runtime}; start one with `bananas runner`{build}")
     is_node = bool(runtimes[runtime].get("node"))
-    code = pack.pack(function.folder, ignore=pack.NODE_IGNORE if is_node else pack.IGNORE)
+    with tell.step(f"{name}: packing") as advance:
+        ignore = pack.NODE_IGNORE if is_node else pack.IGNORE
+        code = pack.pack(function.folder, ignore=ignore, on_bytes=advance)
     text = packages.wanted(function.folder) if is_node else _requirements_text(function.requirements)
     deployment = Deployment(
         spec=function.spec,
@@ -89,25 +102,25 @@ def _prepare(
     if _served(client, name) == deployment.version():
         return deployment, False
     if not is_node:
-        syntax.check(code, function.folder, runtimes[runtime]["python"])
+        syntax.check(code, function.folder, runtimes[runtime]["python"], function.spec.handler)
     if text is not None:
-        deps = install(name, function, deployment.abi, report)
+        deps = install(name, function, deployment.abi, tell.report, tell.step)
         if deps is not None:
-            _upload(client, name, "requirements", deps, report)
+            _upload(client, name, "requirements", deps, tell)
             bundles = msgspec.structs.replace(deployment.bundles, deps=deps.digest)
             deployment = msgspec.structs.replace(deployment, bundles=bundles)
-    _upload(client, name, "code", code, report)
+    _upload(client, name, "code", code, tell)
     return deployment, True
 
 
-def _prepare_image(client: Client, name: str, function: ManifestFunction, report: Report) -> tuple[Deployment, bool]:
+def _prepare_image(client: Client, name: str, function: ManifestFunction, tell: _Tell) -> tuple[Deployment, bool]:
     """The same for an image of one's own: the files beside it, if there are any."""
     with tempfile.TemporaryDirectory(prefix="bananas-empty-") as empty:
         code = pack.pack(function.folder if function.folder.is_dir() else Path(empty), ignore=pack.NODE_IGNORE)
     deployment = Deployment(spec=function.spec, bundles=Bundles(code=code.digest), abi=OWN_IMAGE_ABI)
     if _served(client, name) == deployment.version():
         return deployment, False
-    _upload(client, name, "code", code, report)
+    _upload(client, name, "code", code, tell)
     return deployment, True
 
 
@@ -128,30 +141,36 @@ def _served(client: Client, name: str) -> str | None:
         raise
 
 
-def install(name: str, function: ManifestFunction, abi: str, report: Report) -> pack.Bundle | None:
+def install(
+    name: str, function: ManifestFunction, abi: str, report: Report, step: Step = no_step
+) -> pack.Bundle | None:
     """The packed requirements or packages for a runtime; None when the file asks for nothing. Raises DeployError."""
     path = function.requirements or function.folder / "package.json"
     report(f"{name}: installing {path.name} for {abi}")
     with tempfile.TemporaryDirectory(prefix="bananas-deps-") as folder:
         target = Path(folder) / "deps"
-        if function.requirements is not None:
-            requirements.install(path, abi, target)
-        else:
-            packages.install(function.folder, abi, target)
+        with step(f"{name}: installing {path.name}"):
+            if function.requirements is not None:
+                requirements.install(path, abi, target)
+            else:
+                packages.install(function.folder, abi, target)
         if not target.is_dir() or not any(target.iterdir()):
             return None
         try:
             # Packages keep all their files; only what Python would write again is left out.
-            return pack.pack(target, ignore=("__pycache__", "*.pyc"))
+            with step(f"{name}: packing {path.name}") as advance:
+                return pack.pack(target, ignore=("__pycache__", "*.pyc"), on_bytes=advance)
         except DeployError as e:
             raise DeployError(f"what {path} installs cannot be packed: {e}") from e
 
 
-def _upload(client: Client, name: str, what: str, bundle: pack.Bundle, report: Report) -> None:
+def _upload(client: Client, name: str, what: str, bundle: pack.Bundle, tell: _Tell) -> None:
     if client.has_bundle(bundle.digest):
         return
-    report(f"{name}: uploading {what}, {_size(len(bundle.data))} in {bundle.files} file{'s'[: bundle.files != 1]}")
-    client.put_bundle(bundle.digest, bundle.data)
+    size = _size(len(bundle.data))
+    tell.report(f"{name}: uploading {what}, {size} in {bundle.files} file{'s'[: bundle.files != 1]}")
+    with tell.step(f"{name}: uploading {what}", len(bundle.data)) as advance:
+        client.put_bundle(bundle.digest, bundle.data, advance)
 
 
 def _size(size_bytes: int) -> str:
@@ -182,6 +201,39 @@ def _put_pools(client: Client, manifest: Manifest, users: Iterable[ManifestFunct
     for name, pool in manifest.pools.items():
         if name in wanted and client.put_pool(name, pool)["changed"]:
             report(f"pool {name}: changed")
+
+
+def _check_secrets(client: Client, functions: dict[str, ManifestFunction]) -> list[str]:
+    """What is not set of the secrets that these functions need; nothing for a token that may not list them."""
+    if not any(function.spec.secrets for function in functions.values()):
+        return []
+    try:
+        known = {secret["name"] for secret in client.secrets()}
+    except ApiError as e:
+        if e.status == 403:  # the gateway tells when the function is switched
+            return []
+        raise
+    return [
+        f"{name}: secret {secret!r} is not set; `bananas secret set {secret}` first"
+        for name, function in functions.items()
+        for secret in function.spec.secrets
+        if secret not in known
+    ]
+
+
+def _switch_all(client: Client, ready: list[tuple[str, Deployment, bool]], report: Report) -> list[Deployed]:
+    """One after the other. Raises DeployError that says how far it came, when the gateway refuses one."""
+    done: list[Deployed] = []
+    for name, deployment, changed in ready:
+        try:
+            done.append(_switch(client, name, deployment, changed, report))
+        except ApiError as e:
+            before = ", ".join(function.name for function in done if function.changed)
+            if not before:
+                raise
+            after = ", ".join(left for left, _, _ in ready[len(done) :])
+            raise DeployError(f"{name}: {e}\ndeployed before it: {before}; not deployed: {after}") from e
+    return done
 
 
 def _switch(client: Client, name: str, deployment: Deployment, changed: bool, report: Report) -> Deployed:

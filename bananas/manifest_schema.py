@@ -352,7 +352,7 @@ def _unknown(loc: Loc) -> str:
         model = inside[loc[2]] if len(loc) > 3 else Pool if loc[0] == "pools" else Function
     if loc[-1] in model.LATER:
         return NOT_YET + "; remove the key"
-    if model is Function and loc[-1] in ("gpus", "network"):
+    if model is Function and loc[-1] in Pool.model_fields:
         return f"belongs to a pool; write pools: {{name: {{{loc[-1]}: …}}}} and pool: name here"
     hint = did_you_mean(loc[-1], model.model_fields)
     return f"unknown key{hint or '; known are ' + ', '.join(model.model_fields)}"

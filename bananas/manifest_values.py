@@ -200,7 +200,8 @@ def _items(kind: Kind, each: Bounds, example: str) -> Kind:
 
 def _refuse_runtime(value: str) -> str:
     try:
-        parse_runtime(value)
+        if value.startswith(("node", "python3.")):
+            parse_runtime(value)
     except InvalidRequest as e:
         return str(e)
     return ""

@@ -17,7 +17,7 @@ import shutil
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -143,13 +143,15 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.1f} MiB".replace(".0 MiB", " MiB") if size_bytes >= MIB / 10 else f"{size_bytes} bytes"
 
 
-def pack(folder: Path, *, ignore: Sequence[str] = IGNORE) -> Bundle:
+def pack(folder: Path, *, ignore: Sequence[str] = IGNORE, on_bytes: Callable[[int], None] = lambda _: None) -> Bundle:
     """Archive the folder's files.
 
     A link to a place inside the folder is stored as what it points to; empty folders are left out. Besides ``ignore``,
     the patterns in the folder's own ``.bananasignore`` apply: one fnmatch pattern a line, ``#`` begins a comment; a
     pattern without a slash is compared with the name of every file and folder, one with a slash with the whole path
-    from the folder. Raises DeployError naming the file, its size and the limit.
+    from the folder. ``on_bytes`` gets the size of each file that is in.
+
+    Raises DeployError naming the file, its size and the limit.
     """
     files = _Files(folder.resolve(), (*ignore, *own_patterns(folder)))
     out = _Bounded(folder)
@@ -161,6 +163,7 @@ def pack(folder: Path, *, ignore: Sequence[str] = IGNORE) -> Bundle:
         ):
             for name, path, status in files.walk(folder):
                 _add(archive, name, path, status)
+                on_bytes(status.st_size)
     except OSError as e:
         raise DeployError(f"{e.filename or folder} cannot be packed: {e.strerror or e}") from e
     data = out.getvalue()

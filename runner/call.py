@@ -116,7 +116,7 @@ def _pack(name: str, function: ManifestFunction, pool: PoolSpec, engine: Engine,
     runtime = images.resolve(engine.client, function.spec.runtime, image)
     code = pack.pack(function.folder, ignore=pack.NODE_IGNORE if runtime.node else pack.IGNORE)
     if not runtime.node:
-        syntax.check(code, function.folder, runtime.python)
+        syntax.check(code, function.folder, runtime.python, function.spec.handler)
     wants = packages.wanted(function.folder) is not None if runtime.node else function.requirements is not None
     deps = deploy.install(name, function, runtime.abi, lambda line: print(line, file=sys.stderr)) if wants else None
     return _App(name, function, pool, runtime, code, deps)

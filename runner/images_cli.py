@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
+from bananas.cli.bars import Bars
+from bananas.cli.output import print_json, print_table
 from bananas.errors import BananasError, ConfigError
 from bananas.runtimes import DEFAULT_RUNTIME, NODE_MAJORS, parse_runtime
+from bananas.spec import RuntimeInfo
 from runner import debianimage, hostimage, nodeimage
 from runner.images import (
     DEFAULT_IMAGE,
@@ -52,20 +56,25 @@ def _build_command(client: Any, options: argparse.Namespace) -> None:
         raise ConfigError(f"--from for {language} is one of {sources}, and only python takes --python")
     if options.python and (options.suite or options.source == "debian"):
         raise ConfigError("--python names an interpreter of this host; leave it out, or --from debian and --suite")
-    common: dict[str, Any] = {
-        "force": options.force,
-        "make_default": not options.keep_default,
-        "say": lambda line: print(line, file=sys.stderr),
-    }
+    with Bars() as bars, bars.step(f"building an image of {options.runtime}"):
+        info = _build(client, options, language, version, bars.say)
+    if options.output == "json":
+        print_json({**msgspec.to_builtins(info), "abi": info.abi})
+        return
+    print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
+
+
+def _build(
+    client: Any, options: argparse.Namespace, language: str, version: str | None, say: Callable[[str], None]
+) -> RuntimeInfo:
+    common: dict[str, Any] = {"force": options.force, "make_default": not options.keep_default, "say": say}
     if language == "node":
-        info = nodeimage.build_node(client, version or NODE_MAJORS[-1], options.tag, options.source, **common)
-    elif suite := _suite(options, version):
+        return nodeimage.build_node(client, version or NODE_MAJORS[-1], options.tag, options.source, **common)
+    if suite := _suite(options, version):
         # Another Python beside the host's: only where there is no default yet does it become that.
         common["make_default"] = not options.keep_default and find(client, DEFAULT_IMAGE) is None
-        info = debianimage.build(client, suite, options.tag, **common)
-    else:
-        info = build_from_host(client, options.tag, options.python, **common)
-    print(f"{info.image} {info.image_id.removeprefix('sha256:')[:12]} {info.abi}")
+        return debianimage.build(client, suite, options.tag, **common)
+    return build_from_host(client, options.tag, options.python, **common)
 
 
 def _suite(options: argparse.Namespace, version: str | None) -> str | None:
@@ -87,14 +96,14 @@ def _suite(options: argparse.Namespace, version: str | None) -> str | None:
 def _ls_command(client: Any, options: argparse.Namespace) -> None:
     rows = list_images(client)
     if options.output == "json":
-        print(json.dumps({"images": [asdict(row) for row in rows]}, indent=2))
+        print_json({"images": [asdict(row) for row in rows]})
         return
-    print(f"{'IMAGE':<34}{'ID':<14}{'RUNTIME':<14}{'LIBC':<12}{'FROM':<6}{'MB':>6}")
-    for row in rows:
-        for tag in row.tags or ("<none>",):
-            short = row.image_id.removeprefix("sha256:")[:12]
-            size_mb = row.size_bytes / 1_000_000
-            print(f"{tag:<34}{short:<14}{_runtime(row):<14}{row.libc:<12}{row.source:<6}{size_mb:>6.0f}")
+    lines = (
+        (tag, _short(row), _runtime(row), row.libc, row.source, f"{row.size_bytes / 1_000_000:.0f}")
+        for row in rows
+        for tag in row.tags or ("<none>",)
+    )
+    print_table(("IMAGE", "ID", "RUNTIME", "LIBC", "FROM", "MB"), lines)
 
 
 def _prune_command(client: Any, options: argparse.Namespace) -> None:
@@ -102,13 +111,21 @@ def _prune_command(client: Any, options: argparse.Namespace) -> None:
     for row in rows:
         if options.yes:
             remove(client, row)
-        name = " ".join(row.tags) or row.image_id.removeprefix("sha256:")[:12]
+        if options.output == "json":
+            continue
+        name = " ".join(row.tags) or _short(row)
         verb = "removed" if options.yes else "would remove"
         print(f"{verb} {name} ({_runtime(row)}, {row.size_bytes / 1_000_000:.0f} MB)")
-    if not rows:
+    if options.output == "json":
+        print_json({"images": [asdict(row) for row in rows], "removed": options.yes})
+    elif not rows:
         print("nothing to remove: every image that was built here is in use")
     elif not options.yes:
         print(f"nothing was removed; bananas images prune --yes removes the {len(rows)} above")
+
+
+def _short(row: ImageRow) -> str:
+    return row.image_id.removeprefix("sha256:")[:12]
 
 
 def _runtime(row: ImageRow) -> str:
@@ -132,5 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     prune = commands.add_parser("prune", help="remove built images that no runtime and no container uses")
     prune.add_argument("--yes", action="store_true", help="remove them; without it they are only listed")
     ls = commands.add_parser("ls", help="list the images")
-    ls.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    for command in (build, prune, ls):
+        command.add_argument("-o", "--output", choices=["table", "json"], default="table")
     return parser

@@ -13,6 +13,7 @@ docker) only inside the function that uses it. Exit codes, which scripts may rel
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -78,6 +79,16 @@ class _Group(click.RichGroup):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments; a usage error that names the nearest commands when there is none."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], [*COMMANDS, *ALIASES])
+            hint = f"did you mean {' or '.join(near)}?" if near else "see all with `bananas --help`"
+            raise click.UsageError(f"No such command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.command(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bananas.__version__, prog_name="bananas")
@@ -128,7 +139,10 @@ def _explain(error: errors.BananasError) -> int:
     print(f"error: {error}", file=sys.stderr)
     if isinstance(error, errors.GatewayUnreachable):
         return EXIT_UNREACHABLE
-    return EXIT_JOB_FAILED if isinstance(error, errors.JobFailed) else EXIT_FAILED
+    if isinstance(error, errors.JobFailed):
+        _print_hint(error.job.get("error"))
+        return EXIT_JOB_FAILED
+    return EXIT_FAILED
 
 
 def _explain_answer(error: errors.ApiError) -> int:
@@ -138,4 +152,12 @@ def _explain_answer(error: errors.ApiError) -> int:
         print(failure["traceback"].rstrip(), file=sys.stderr)
     more = f" (see `bananas jobs show {job}`)" if isinstance(job, str) else ""
     print(f"error: {error}{more}", file=sys.stderr)
+    _print_hint(failure)
     return EXIT_JOB_FAILED if error.problem.get("code") in _JOB_CODES else EXIT_FAILED
+
+
+def _print_hint(failure: object) -> None:
+    from bananas.cli.hints import hint
+
+    if isinstance(failure, dict) and (says := hint(failure)):
+        print(f"hint: {says}", file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import rich_click as click
 
+from bananas.cli.hints import hint
 from bananas.cli.output import client, output_option, print_json
 from bananas.units import show_time
 
@@ -171,7 +172,7 @@ def _failure(record: Mapping[str, Any], attempts: list[dict[str, Any]]) -> dict[
     reason = record.get("reason")
     detail, cure = _REASONS.get(str(reason), (str(reason), "mend the cause"))
     if reason == "retries_exhausted" and attempts:
-        cure = _CURES.get(attempts[-1]["outcome"], cure)
+        cure = _CURES.get(attempts[-1]["outcome"]) or hint(record.get("error")) or cure
     return {
         "reason": reason,
         "detail": detail,

@@ -26,11 +26,12 @@ def deploy(names: tuple[str, ...], file: Path, output: str) -> None:
       bananas deploy hello -f app/bananas.yaml
     """
     from bananas import manifest
+    from bananas.cli.bars import Bars
     from bananas.deploy import deploy as run
 
     loaded = manifest.load(file, os.environ)
-    with client() as gateway:
-        done = run(gateway, loaded, set(names) or None, lambda line: click.echo(line, err=True))
+    with client() as gateway, Bars() as bars:
+        done = run(gateway, loaded, set(names) or None, bars.say, bars.step)
     if output == "json":
         print_json([asdict(function) for function in done])
     else:

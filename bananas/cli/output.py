@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bananas.client import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+#: A column is not cut to fewer characters.
+_NARROWEST = 6
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -161,13 +163,19 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 
 def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> Iterator[str]:
-    """Aligned columns; with ``width`` the widest ones are cut until a row has no more characters than that."""
+    """Aligned columns; with ``width`` the widest ones are cut until a row has no more characters than that.
+
+    An id is what other commands take, so that a column called ID is cut last.
+    """
     lines = [list(headings), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     if width is not None:
         room = width - 2 * (len(widths) - 1)
-        while sum(widths) > room and max(widths) > 8:
-            widths[widths.index(max(widths))] -= 1
+        for columns in ([n for n, heading in enumerate(headings) if heading != "ID"], range(len(headings))):
+            while sum(widths) > room and (widest := max(columns, key=lambda n: widths[n], default=0)) in columns:
+                if widths[widest] <= _NARROWEST:
+                    break
+                widths[widest] -= 1
     for line in lines:
         yield "  ".join(_cut(text, wide).ljust(wide) for text, wide in zip(line, widths, strict=True)).rstrip()
 

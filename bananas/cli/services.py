@@ -13,6 +13,7 @@ from typing import Literal, NoReturn
 
 import rich_click as click
 
+from bananas.cli.output import output_option
 from bananas.errors import ConfigError
 
 
@@ -70,6 +71,7 @@ def images() -> None:
 @click.option("--tag", help="The image's name; else one that says its Python version.")
 @click.option("--force", is_flag=True, help="Build even when nothing has changed.")
 @click.option("--keep-default", is_flag=True, help="Leave the default image as it is.")
+@output_option
 def build(force: bool, keep_default: bool, **values: str | None) -> None:
     """Make an image of this host's Python, of Debian's, or of Node.
 
@@ -85,7 +87,7 @@ def build(force: bool, keep_default: bool, **values: str | None) -> None:
 
 
 @images.command("ls")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def images_ls(output: str) -> None:
     """List the images.
 
@@ -98,14 +100,15 @@ def images_ls(output: str) -> None:
 
 @images.command()
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
-def prune(yes: bool) -> None:
+@output_option
+def prune(yes: bool, output: str) -> None:
     """Remove images built here that no runtime and no container uses.
 
     \b
     Example:
       bananas images prune --yes
     """
-    become("runner", "images", "prune", *["--yes"] * yes)
+    become("runner", "images", "prune", "-o", output, *["--yes"] * yes)
 
 
 @click.command()

@@ -403,7 +403,7 @@ def test_python_dash_m_is_the_command() -> None:
         (
             ["images", "build", "--python", "/p", "--force", "--tag", "t"],
             "runner",
-            ["images", "build", "--python", "/p", "--tag", "t", "--force"],
+            ["images", "build", "--python", "/p", "--tag", "t", "--output", "table", "--force"],
             {},
         ),
     ],
