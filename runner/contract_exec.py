@@ -74,7 +74,7 @@ class ExecSandbox:
             raise SandboxDied(f"sandbox {self.id} has ended or was not bound")
         own = self._own = self._own or self._create(self._binding)
         output = _Output(on_log)
-        own.streams.listen(output)
+        own.listen(output)
         began = time.monotonic()
         own.start()
         threading.Thread(target=_feed, args=(own, call.payload), name="container-input", daemon=True).start()

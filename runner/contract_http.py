@@ -57,7 +57,7 @@ class HttpSandbox:
         own = self._own = self._workshop.create(
             self.id, self.profile, binding, {"PORT": port}, network=f"container:{self._helper.container_id}"
         )
-        own.streams.listen(CappedLog(on_log, LIMITS.log_bytes))
+        own.listen(CappedLog(on_log, LIMITS.log_bytes))
         own.streams.on_end = self._helper.interrupt
         own.start()
         adapted = dataclasses.replace(
@@ -73,12 +73,14 @@ class HttpSandbox:
         except SandboxDied as e:
             if not own.streams.ended.is_set():
                 raise
-            what = own.exit_info(END_S).describe()
-            message = f"the container of image {self.profile.image} {what} before it listened on port {port}"
+            info = own.exit_info(END_S)
+            if info.oom:
+                raise
+            message = f"the container of image {self.profile.image} {info.describe()} before it listened on port {port}"
             raise HandlerLoadError({"type": "ContainerEnded", "message": message}) from e
         finally:
             own.streams.on_end = None
-        own.streams.listen(None)
+        own.listen(None)
         return (time.monotonic() - began) * 1000
 
     def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnLog) -> CallReply:
@@ -87,7 +89,7 @@ class HttpSandbox:
         if own is None or self._exit is not None:
             raise SandboxDied(f"sandbox {self.id} has ended or was not bound")
         output = CappedLog(on_log, LIMITS.log_bytes)
-        own.streams.listen(output)
+        own.listen(output)
         # What the helper prints is of its egress forwarder.
         reply = self._helper.invoke(call, lambda data: output(0, data), on_progress)
         if reply.error is not None:
@@ -95,7 +97,7 @@ class HttpSandbox:
                 raise SandboxDied(own.exit_info(END_S).describe())
             reply.error.pop("traceback", None)  # the helper's own
         own.streams.settle(QUIET_S, SETTLE_S)
-        own.streams.listen(None)
+        own.listen(None)
         return reply
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from runner.access import Access
 from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.gpus import Lease
-from runner.streams import Streams
+from runner.streams import Listener, Streams
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 LAST_OUTPUT_S = 2.0
 #: The engine says 128 + signal for a process that was killed.
 _SIGNALLED = 128
+#: The kernel's counters of this machine; one of them is of processes that it killed for memory.
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +109,36 @@ class OwnContainer:
         self._profile = profile
         self._directory = directory
         self._lease = lease
+        self._is_killed = False
+        self._oom_kills = oom_kills()
 
     def start(self) -> None:
         """Raises SandboxStartError with the engine's words, such as for a program that is not in the image."""
         self._engine.start(self._container_id, self._profile.pool)
 
+    def listen(self, listener: Listener | None) -> None:
+        """Who gets the output from now on: a call begins, or is over."""
+        self._oom_kills = oom_kills()
+        self.streams.listen(listener)
+
     def exit_info(self, timeout_s: float) -> ExitInfo:
-        """How it ended, waiting for that if need be; unknown when it still runs."""
+        """How it ended, waiting for that if need be; unknown when it still runs.
+
+        The engine often misses that memory was the reason. So a SIGKILL that is not ours was for memory, too, if the
+        kernel has killed something for that since the call began.
+        """
         exited = self._engine.wait_exit(self._container_id, max(1, round(timeout_s)))
         if exited is None:
             return ExitInfo()
-        if exited.status > _SIGNALLED:
-            return ExitInfo(None, exited.status - _SIGNALLED, exited.oom)
-        return ExitInfo(exited.status, None, exited.oom)
+        if exited.status <= _SIGNALLED:
+            return ExitInfo(exited.status, None, exited.oom)
+        number = exited.status - _SIGNALLED
+        is_foreign = number == signal.SIGKILL and not self._is_killed
+        return ExitInfo(None, number, exited.oom or (is_foreign and oom_kills() > self._oom_kills))
 
     def kill_soon(self) -> None:
         """Kill it from another greenlet; its owner still calls ``end``."""
+        self._is_killed = True
         gevent.spawn(_remove, self._engine, self._container_id)
 
     def end(self) -> ExitInfo:
@@ -135,6 +152,15 @@ class OwnContainer:
             self._lease.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         return info
+
+
+def oom_kills() -> int:
+    """How many processes of this machine the kernel has killed for memory; 0 where it does not count them."""
+    try:
+        lines = VMSTAT.read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _remove(engine: Engine, container_id: str) -> None:

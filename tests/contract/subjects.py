@@ -165,8 +165,6 @@ LACKS = {
     ("fake", "cap"): "only the runner's log buffer caps what a fake prints",
     ("fake", "too large"): "it has no limit of its own",
     ("fake", "user"): "its handlers run in the test's own process",
-    ("http", "oom"): "only the engine sees what the kernel did in its image, and not every engine says",
-    ("exec", "oom"): "only the engine sees what the kernel did in its image, and not every engine says",
     ("exec", "type of error"): "a process says only its status; the message has the end of its standard error",
     ("exec", "permanent"): "a process says only its status",
     ("exec", "warm"): "each call is a new process, so nothing stays in memory",

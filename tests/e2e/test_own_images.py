@@ -43,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer = {f"{host}:{port}": reach(host, port) for host, port in event["targets"]}
         elif event["do"] == "teapot":
             status, answer = 418, "short and stout"
+        elif event["do"] == "eat":
+            kept = bytearray(event["bytes"])
         elif event["do"] == "sleep":
             time.sleep(60)
         self.send_response(status)
@@ -54,9 +56,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 if os.environ.get("FAIL"):
     sys.exit("no database")
+if os.environ.get("EAT"):
+    kept = bytearray(int(os.environ["EAT"]))
 print("listening soon", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
+EATEN = 1_000_000_000
 PIPE = "import json, sys; print(json.dumps({'sum': sum(json.load(sys.stdin))}))"
 YAML = f"""
 version: 1
@@ -67,6 +72,8 @@ functions:
   broken: {{image: {IMAGE}, contract: http, env: {{FAIL: "1"}}, retries: 0}}
   slow: {{image: {IMAGE}, contract: http, timeout: 1s, retries: 0}}
   mailer: {{image: {IMAGE}, contract: http, pool: mail}}
+  eater: {{image: {IMAGE}, contract: http, env: {{EAT: "{EATEN}"}}, retries: 0}}
+  glutton: {{image: {IMAGE}, contract: exec, command: [python3, -c, "bytearray({EATEN})"], retries: 0}}
   pipe: {{image: {IMAGE}, contract: exec, command: [python3, -c, "{PIPE}"], retries: 0}}
   absent: {{image: "bananas-test/absent:1", contract: exec, retries: 0}}
 """
@@ -162,6 +169,14 @@ def test_a_timeout_kills_the_container(app, engine):
         return [c for c in found if "slow" in str(c)]
 
     until(lambda: not running(), 5, "the container to be gone")
+
+
+@pytest.mark.parametrize(("function", "event"), [("web", {"do": "eat", "bytes": EATEN}), ("eater", 1), ("glutton", 1)])
+def test_a_container_that_takes_too_much_memory_is_oom(app, function, event):
+    """While it answers, while it starts, and as a process per job: with the limit, also when the engine misses it."""
+    record = app.finished(app.client.submit(function, event, retries=0)["id"])
+    assert record["history"][-1]["outcome"] == "oom", record
+    assert record["error"]["message"] == "the function used more memory than its limit of 256 MiB (pool 'default')"
 
 
 def test_an_exec_function_is_a_process_per_job(app):
