@@ -64,8 +64,9 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "scaled by KEDA": {
         "gateway": {"autoscaling": {"enabled": True}},
-        "runner": {"autoscaling": {"enabled": True}, "pools": ["gpu", "default"]},
+        "runner": {"autoscaling": {"enabled": True}, "pools": ["gpu", "default"], "metrics": {"enabled": True}},
         "serviceMonitor": {"enabled": True, "tokenSecret": {"name": "scrape"}, "labels": {"release": "prometheus"}},
+        "networkPolicy": {"metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]},
     },
     "scaled by an adapter": {"runner": {"autoscaling": {"enabled": True, "kind": "hpa"}, "pools": ["gpu"]}},
     "runners of another kind": {

@@ -205,7 +205,8 @@ def test_the_release_runs_as_rendered(release: Pods) -> None:
     gateway = release.start("gateway")
     for which in ("startupProbe", "livenessProbe", "readinessProbe"):
         release.probe(gateway, "gateway", which)
-    release.probe(runner, "runner", "readinessProbe")
+    for which in ("livenessProbe", "readinessProbe"):
+        release.probe(runner, "runner", which)
     [ready] = kind(release.objects, "Pod")
     asked = release.start_in(ready["spec"], "ready")
     assert asked.wait(timeout=READY_S)["StatusCode"] == 0, release.said(asked)

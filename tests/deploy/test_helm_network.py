@@ -69,6 +69,21 @@ def test_callers_of_the_gateway_can_be_named() -> None:
         assert not allows(objects, caller, pod(objects, "gateway"), 8080)
 
 
+def test_runners_tell_their_metrics_to_whom_is_named() -> None:
+    """Where they are enabled, on their port and to nobody else."""
+    objects = render(MATRIX["scaled by KEDA"])
+    runner = pod(objects, "runner")
+    assert allows(objects, {"app": "prometheus"}, runner, 9464)
+    assert not allows(objects, {"app": "prometheus"}, runner, 8080)
+    assert not allows(objects, STRANGER, runner, 9464)
+    assert (
+        component(objects, "runner")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"] == 9464
+    )
+    closed = render()
+    assert not allows(closed, {"app": "prometheus"}, pod(closed, "runner"), 9464)
+    assert "127.0.0.1:9464" in str(component(closed, "runner"))
+
+
 def test_a_redis_elsewhere_is_reached_where_it_is() -> None:
     """Gateway and runner reach the addresses and ports that were given, and no other."""
     objects = render(MATRIX["sentinels"])

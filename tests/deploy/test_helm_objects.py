@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bananas import __version__
+from bananas import __version__, metrics
 from bananas.secrets import SecretBox
 from bananas.settings import Settings
 from gateway.auth import SCOPES
@@ -37,7 +37,7 @@ from tests.platform import ROOT
 #: The oldest that Chart.yaml takes, and the newest that is known.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 #: Kinds of other projects, whose schemas are not among Kubernetes' own.
-FOREIGN = {"ScaledObject", "ServiceMonitor"}
+FOREIGN = {"ScaledObject", "ServiceMonitor", "PodMonitor"}
 SECRETS = {"password": "pw", "url": "redis://elsewhere:6379/0"}
 #: Of the kubelet's own: it starts, looks and leaves beside what the pod does.
 SPARE_S = 10
@@ -135,13 +135,16 @@ def test_probes_ask_what_the_product_answers(values: dict[str, Any]) -> None:
                     assert {"name": "Host", "value": "localhost"} in get["httpHeaders"]
                     assert ports[get["port"]] == int(env(container, SECRETS)["BANANAS_PORT"])
                 elif run := probe.get("exec"):
-                    assert run["command"][0] in ("redis-cli", "docker") or (
-                        run["command"] == ["python3", "-P", "/opt/healthcheck.py", "runner"]
-                        and "deploy/healthcheck.py /opt/healthcheck.py" in (ROOT / "deploy/Dockerfile").read_text()
-                    )
+                    program, *words = run["command"]
+                    assert program in ("redis-cli", "docker", "python3")
+                    if "/opt/healthcheck.py" in words:
+                        assert "deploy/healthcheck.py /opt/healthcheck.py" in (ROOT / "deploy/Dockerfile").read_text()
+                    elif program == "python3":
+                        port = env(container, SECRETS)["BANANAS_RUNNER_METRICS"].rpartition(":")[2]
+                        assert f"http://127.0.0.1:{port}/metrics" in words[-1]
                 elif probe:
                     assert probe["tcpSocket"]["port"] in ports
-            if container["name"] in ("gateway", "valkey"):
+            if container["name"] in ("gateway", "runner", "valkey"):
                 assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
 
 
@@ -346,8 +349,8 @@ def test_valkey_keeps_what_it_takes() -> None:
 
 def test_runners_scale_by_a_metric_that_the_gateway_has() -> None:
     """KEDA and HPA ask for the oldest waiting job, by the name and the label that /metrics gives it."""
-    source = (ROOT / "gateway/metrics.py").read_text()
-    assert re.search(r'"bananas_queue_oldest_seconds"[^\]]*labels=\["pool", "priority"\]', source)
+    [measure] = [each for each in metrics.GATEWAY if each.name == "bananas_queue_oldest_seconds"]
+    assert measure.labels == ("pool", "priority")
     [keda] = kind(render(MATRIX["scaled by KEDA"]), "ScaledObject")
     [trigger] = keda["spec"]["triggers"]
     assert trigger["metadata"]["query"] == 'max(bananas_queue_oldest_seconds{pool=~"gpu|default"})'
