@@ -75,8 +75,8 @@ class ExecSandbox:
         own = self._own = self._own or self._create(self._binding)
         output = _Output(on_log)
         own.listen(output)
-        began = time.monotonic()
         own.start()
+        began = time.monotonic()
         threading.Thread(target=_feed, args=(own, call.payload), name="container-input", daemon=True).start()
         if not own.streams.ended.wait(call.timeout_s):
             raise TimeoutError(f"the process still ran after {call.timeout_s:g} s")

@@ -20,13 +20,14 @@ from bananas.protocols import Binding, CallReply, ExitInfo, HandlerLoadError, In
 from bananas.settings import LIMITS
 from bananas.spec import RuntimeInfo
 from runner.bundles import BundleCache
+from runner.ledger import HELPER_MB
 from runner.own_container import OwnContainer, Workshop
 from runner.sandbox import DockerSandbox, DockerSandboxFactory
 from runner.streams import CappedLog
 
 _ADAPTER = Path(__file__).parent / "shim" / "http"
 DEFAULT_PORT = "8080"
-HELPER_MEMORY_MB, HELPER_PIDS, HELPER_TMP_MB = 64, 32, 1
+HELPER_PIDS, HELPER_TMP_MB = 32, 1
 #: Output travels through the engine: a call's last lines come after its answer, a little.
 QUIET_S, SETTLE_S = 0.02, 0.5
 #: From a broken connection to the engine's word that the container has ended.
@@ -49,7 +50,7 @@ class HttpSandbox:
         self._exit: ExitInfo | None = None
 
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
-        """Start the user's container and wait until it listens; returns the ms it took."""
+        """Start the user's container and wait until it listens, for which the time runs; returns the ms of both."""
         began = time.monotonic()
         port = binding.env.get("PORT", DEFAULT_PORT)
         if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
@@ -60,6 +61,7 @@ class HttpSandbox:
         own.listen(CappedLog(on_log, LIMITS.log_bytes))
         own.streams.on_end = self._helper.interrupt
         own.start()
+        started = time.monotonic()
         adapted = dataclasses.replace(
             binding,
             handler="adapter.handle",
@@ -69,7 +71,7 @@ class HttpSandbox:
             secrets={},
         )
         try:
-            self._helper.bind(adapted, timeout_s - (time.monotonic() - began), lambda _: None)
+            self._helper.bind(adapted, timeout_s - (time.monotonic() - started), lambda _: None)
         except SandboxDied as e:
             if not own.streams.ended.is_set():
                 raise
@@ -150,7 +152,7 @@ class HttpFactory:
             image_id=python.image_id,
             shim="python",
             gpus=0,
-            memory_mb=HELPER_MEMORY_MB,
+            memory_mb=HELPER_MB[profile.shim],
             pids=HELPER_PIDS,
             tmp_mb=HELPER_TMP_MB,
         )

@@ -7,6 +7,8 @@ work finds one at once. First come, first served among equals.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gevent.event import Event
 
@@ -44,6 +46,15 @@ class Gate:
                 f"no container could be created within {GATE_S:g} s: {self._taken} creates are under way, "
                 f"{len(self._waiting_work)} wait; is the engine in trouble?"
             )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for work, for as long as the block takes; raises as ``enter``."""
+        self.enter(is_spare=False)
+        try:
+            yield
+        finally:
+            self.leave(is_spare=False)
 
     def leave(self, *, is_spare: bool) -> None:
         """Give the place up."""

@@ -11,10 +11,18 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
+from bananas.protocols import SandboxProfile
 from runner import placement
 
 #: Of the machine's memory, unless BANANAS_SANDBOX_MEMORY says how much.
 SHARE = 0.75
+#: MiB of what a contract runs beside the function's own container.
+HELPER_MB = {"http": 64}
+
+
+def footprint_mb(profile: SandboxProfile) -> int:
+    """What a sandbox may take of the machine's memory: the pool's, and that of what runs beside it."""
+    return profile.memory_mb + HELPER_MB.get(profile.shim, 0)
 
 
 class Holder(Protocol):

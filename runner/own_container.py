@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gevent
@@ -19,6 +19,7 @@ from bananas.protocols import Binding, ExitInfo, SandboxProfile
 from runner.access import Access
 from runner.bundles import BundleCache
 from runner.docker_driver import Engine
+from runner.gate import Gate
 from runner.gpus import Lease
 from runner.streams import Listener, Streams
 
@@ -41,6 +42,8 @@ class Workshop:
     directory: Path
     labels: dict[str, str]
     access: Access
+    #: Creates and starts of these containers wait here too; whoever binds or calls has left the one of its stem.
+    gate: Gate = field(default_factory=lambda: Gate(4))
 
     def create(
         self,
@@ -68,16 +71,17 @@ class Workshop:
             directory.chmod(0o755)
             self.bundles.link_into(binding.code, directory / "code")
             lease = self.access.lease(profile)
-            container_id = self.engine.create_own(
-                profile,
-                directory,
-                binding.command,
-                {**binding.env, **env},
-                self.labels,
-                network=network,
-                gpus=lease.devices if lease is not None else (),
-                stdin=stdin,
-            )
+            with self.gate.place():
+                container_id = self.engine.create_own(
+                    profile,
+                    directory,
+                    binding.command,
+                    {**binding.env, **env},
+                    self.labels,
+                    network=network,
+                    gpus=lease.devices if lease is not None else (),
+                    stdin=stdin,
+                )
             streams = Streams(self.engine.attach(container_id, stdin=stdin))
         except BaseException as e:
             if container_id is not None:
@@ -88,7 +92,7 @@ class Workshop:
             if isinstance(e, OSError):
                 raise SandboxStartError(f"a container of image {profile.image} could not be prepared: {e}") from e
             raise
-        return OwnContainer(self.engine, container_id, profile, directory, streams, lease)
+        return OwnContainer(self, container_id, profile, directory, streams, lease)
 
 
 class OwnContainer:
@@ -96,7 +100,7 @@ class OwnContainer:
 
     def __init__(
         self,
-        engine: Engine,
+        workshop: Workshop,
         container_id: str,
         profile: SandboxProfile,
         directory: Path,
@@ -104,7 +108,8 @@ class OwnContainer:
         lease: Lease | None,
     ) -> None:
         self.streams = streams
-        self._engine = engine
+        self._engine = workshop.engine
+        self._gate = workshop.gate
         self._container_id = container_id
         self._profile = profile
         self._directory = directory
@@ -114,7 +119,8 @@ class OwnContainer:
 
     def start(self) -> None:
         """Raises SandboxStartError with the engine's words, such as for a program that is not in the image."""
-        self._engine.start(self._container_id, self._profile.pool)
+        with self._gate.place():
+            self._engine.start(self._container_id, self._profile.pool)
 
     def listen(self, listener: Listener | None) -> None:
         """Who gets the output from now on: a call begins, or is over."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bananas.spec import PoolSpec
 from runner import placement
 from runner.alarm import Setbacks
-from runner.ledger import Ledger
+from runner.ledger import Ledger, footprint_mb
 from runner.reasons import EndReason
 from runner.roster import Roster
 from runner.slot import Plan, Slot, Wish, fits
@@ -56,7 +56,7 @@ class Readiness:
         for key, number in placement.missing(have, {key: wish.number for key, wish in wishes.items()}).items():
             for _ in range(number if self._setbacks.may_try(key) else 0):
                 room = spec.concurrency - self._roster.places - len(warm_ups.slots)
-                if not self._ledger.fits(wishes[key].profile.memory_mb) or not self._has_place(wishes[key], room):
+                if not self._ledger.fits(footprint_mb(wishes[key].profile)) or not self._has_place(wishes[key], room):
                     break
                 warm_ups.start(wishes[key])
 
@@ -76,7 +76,7 @@ class Readiness:
 
     def is_wanted(self, wish: Wish) -> bool:
         """Still, now that its turn has come?"""
-        return not self.is_closed and wish in self._plan.wishes and self._ledger.fits(wish.profile.memory_mb)
+        return not self.is_closed and wish in self._plan.wishes and self._ledger.fits(footprint_mb(wish.profile))
 
     def close(self) -> None:
         """Nothing more is wanted."""

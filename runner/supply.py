@@ -18,7 +18,7 @@ from gevent.event import Event
 from bananas.errors import BananasError, SandboxStartError
 from bananas.protocols import SandboxFactory, SandboxProfile
 from runner.gate import Gate
-from runner.ledger import Ledger
+from runner.ledger import Ledger, footprint_mb
 from runner.reasons import EndReason, Start, StartReason
 from runner.slot import SandboxState, Seat, Slot
 
@@ -125,7 +125,7 @@ class Supply:
         """Have what is missing made, behind the attempts that wait, as far as memory allows; ``is_due`` says whether
         a profile may be tried."""
         for profile, target in self._targets.items():
-            if not is_due(profile) or not self._ledger.fits(profile.memory_mb):
+            if not is_due(profile) or not self._ledger.fits(footprint_mb(profile)):
                 continue
             under_way = self._spare(profile) + self.creating[profile] + self._spares_coming[profile]
             for _ in range(target - under_way):
@@ -187,21 +187,22 @@ class Supply:
         if not is_spare:
             return self._waiting(profile) > self.creating[profile]
         is_short = self._spare(profile) + self.creating[profile] < self._targets.get(profile, 0)
-        return is_short and self._ledger.fits(profile.memory_mb)
+        return is_short and self._ledger.fits(footprint_mb(profile))
 
     def _create(self, profile: SandboxProfile, *, is_spare: bool) -> Slot:
+        memory_mb = footprint_mb(profile)
         if not is_spare:
-            self._ledger.make_room(profile.memory_mb)
+            self._ledger.make_room(memory_mb)
         self.creating[profile] += 1
-        self._ledger.take(profile.memory_mb)
+        self._ledger.take(memory_mb)
         try:
             sandbox = self._factory.create(profile)
         except BaseException:
-            self._ledger.give(profile.memory_mb)
+            self._ledger.give(memory_mb)
             raise
         finally:
             self.creating[profile] -= 1
-        return Slot(sandbox=sandbox, memory_mb=profile.memory_mb, state=SandboxState.STEM)
+        return Slot(sandbox=sandbox, memory_mb=memory_mb, state=SandboxState.STEM)
 
     def _offer(self, profile: SandboxProfile, stem: Slot) -> None:
         if self._is_closed:

@@ -536,6 +536,16 @@ def test_no_spares_beyond_the_memory_budget(factory, clock):
     assert len(factory.created) == 1
 
 
+def test_the_helper_of_a_contract_counts_as_memory(factory, clock):
+    """A sandbox of contract http is two containers; what both may take is taken, and given back."""
+    ledger = Ledger(1000)
+    pool = SandboxPool("default", SPEC, factory, Gate(2), clock, ledger=ledger)
+    seat = pool.acquire(replace(profile(), shim="http"), HELLO)
+    assert ledger.used_mb == 256 + 64
+    pool.destroy(seat, EndReason.FAILED_CRASH)
+    assert ledger.used_mb == 0
+
+
 def test_close_waits_for_what_is_being_made(slow, clock):
     """A container that is created during the shutdown is ended too."""
     pool = SandboxPool("default", SPEC, slow, Gate(2), clock)

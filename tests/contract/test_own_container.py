@@ -1,0 +1,83 @@
+"""Containers of a user's own image, on the real engine: what they wait for, and what is told of their end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bananas import pack
+from bananas.protocols import Binding, Invocation, Sandbox
+from bananas.spec import PoolSpec, RuntimeInfo
+from runner import contracts
+from runner.access import Access
+from runner.bundles import BundleCache
+from runner.docker_driver import Engine
+from runner.gate import Gate
+from runner.own_container import Workshop
+from runner.sandbox import DockerSandboxFactory
+from runner.slot import profile_of
+from tests.contract.subjects import SERVER
+from tests.tools.leftovers import Run
+
+pytestmark = pytest.mark.docker
+
+HANDLER = "def echo(event, context): return event\n"
+PROCESS = "import json, sys; print(json.dumps(json.load(sys.stdin)))"
+COMMANDS = {"http": ("python3", "/run/bananas/code/server.py"), "exec": ("python3", "-c", PROCESS)}
+
+
+class WatchedEngine(Engine):
+    """Notes how many places at the gate are taken at each create and start."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.taken: list[tuple[str, int]] = []
+        self._gate = gate
+
+    def create_own(self, *args: Any, **options: Any) -> str:
+        self.taken.append(("create", self._gate.taken))
+        return super().create_own(*args, **options)
+
+    def start(self, container_id: str, pool: str) -> None:
+        self.taken.append(("start", self._gate.taken))
+        super().start(container_id, pool)
+
+
+@contextmanager
+def bound(contract: str, image: RuntimeInfo, run: Run, engine: Engine, gate: Gate) -> Iterator[Sandbox]:
+    folder = Path(tempfile.mkdtemp(prefix="bn-"))
+    (folder / "src").mkdir()
+    (folder / "src" / "handler.py").write_text(HANDLER)
+    (folder / "src" / "server.py").write_text(SERVER)
+    bundle = pack.pack(folder / "src", ignore=())
+    cache = BundleCache(folder / "cache", {bundle.digest: bundle.data}.__getitem__)
+    shims = DockerSandboxFactory(engine, cache, folder / "sb", run.labels)
+    workshop = Workshop(engine, cache, folder / "sb", run.labels, Access(), gate)
+    profile = profile_of("p", PoolSpec(memory_mb=64), image.image, image.image_id, contract)
+    sandbox = contracts.of_runner(shims, workshop, lambda: image).create(profile)
+    binding = Binding("f", "v1", "", bundle.digest, None, {"CASE": "echo"}, command=COMMANDS[contract])
+    try:
+        sandbox.bind(binding, 20.0, lambda _: None)
+        yield sandbox
+    finally:
+        sandbox.terminate()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("contract", ["http", "exec"])
+def test_creates_and_starts_pass_the_gate(contract: str, base_image: RuntimeInfo, run: Run) -> None:
+    """They count among those that this runner has under way at a time, and give their place back."""
+    gate = Gate(2)
+    engine = WatchedEngine(gate)
+    with bound(contract, base_image, run, engine, gate) as sandbox:
+        reply = sandbox.invoke(Invocation(1, "job", 1, b"[1]", 20.0), lambda _: None, lambda _: None)
+        assert reply.result == b"[1]"
+        # The helper of http was created before, by whoever makes stems, which has its place for that.
+        assert [call for call in engine.taken if call[1]] == [("create", 1), ("start", 1)]
+    assert gate.taken == 0
