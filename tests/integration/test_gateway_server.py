@@ -25,8 +25,8 @@ from tests.platform import Platform, until
 
 pytestmark = pytest.mark.redis
 
-#: A wake-up takes about a millisecond; this leaves room for a busy machine.
-AT_ONCE_S = 0.1
+#: A wake-up takes about a millisecond, and what wakes nobody 20 s or more; this leaves room for a busy machine.
+AT_ONCE_S = 5.0
 #: Calls made while connections are lost.
 CALLS = 300
 
@@ -186,9 +186,9 @@ def test_a_wait_for_a_job_that_is_over_returns_at_once(platform, player):
     job = player.queue.enqueue(NewJob("hello", b"1"))
     player.settle(player.claim(), result=b"2")
     got = call(platform.port, "GET", f"/jobs/{job.id}?wait=20")
-    assert (got.json["result"], got.took_s < 1.0) == (2, True)
+    assert (got.json["result"], got.took_s < AT_ONCE_S) == (2, True)
     unknown = call(platform.port, "GET", "/jobs/01a20c00-0000-7000-8000-000000000000?wait=20")
-    assert (unknown.status, unknown.took_s < 1.0) == (404, True)
+    assert (unknown.status, unknown.took_s < AT_ONCE_S) == (404, True)
 
 
 def test_a_wait_ends_after_its_time_with_the_record_as_it_is(platform, player):
@@ -197,7 +197,7 @@ def test_a_wait_ends_after_its_time_with_the_record_as_it_is(platform, player):
     player.settle(player.claim(), Outcome.ERROR, error={"type": "E", "message": "m"})
     got = call(platform.port, "GET", f"/jobs/{job.id}?wait=0.3")
     assert (got.status, got.json["status"], got.json["attempts"]) == (200, "scheduled", 1)
-    assert 0.3 <= got.took_s < 2.0
+    assert 0.3 <= got.took_s < SOON_S
 
 
 def test_a_client_that_leaves_a_wait_does_not_cancel_the_job(platform, player):
@@ -228,11 +228,12 @@ def test_a_large_body_gets_its_413_also_from_a_real_server(platform):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[tuple[Platform, EmbeddedRedis, Player]]:
-    """A gateway of two processes over a Redis that the test may stop."""
+def own(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Platform, EmbeddedRedis, Player]]:
+    """A gateway of two processes over a Redis that the test may stop; a parameter is its grace in seconds."""
+    grace_s = getattr(request, "param", 5)
     with (
         EmbeddedRedis(tmp_path / "redis") as server,
-        Platform(server.url, BANANAS_GATEWAY_WORKERS="2", BANANAS_GRACE_S="8") as platform,
+        Platform(server.url, BANANAS_GATEWAY_WORKERS="2", BANANAS_GRACE_S=str(grace_s)) as platform,
     ):
         player = Player(platform.queue, platform.registry)
         player.deploy("hello")
@@ -301,7 +302,7 @@ def test_no_call_is_lost_while_the_reader_keeps_losing_its_connection(own, pool)
     runner.result(SOON_S)
     for n, got in enumerate(answer.result(SOON_S) for answer in answers):
         assert (got.status, got.body) == (200, str(n).encode())
-        assert got.took_s < 5.0
+        assert got.took_s < SOON_S
     assert losses > 2
 
 
@@ -341,6 +342,7 @@ def worker_pids(platform: Platform) -> list[int]:
 # -- stopping and starting --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", [60], indirect=True)
 def test_a_stop_finishes_calls_in_flight_and_does_not_wait_for_idle_connections(own, pool):
     """SIGTERM: long polls are answered with what is known, calls with their results; then the exit code is 0."""
     platform, _, player = own
@@ -358,10 +360,8 @@ def test_a_stop_finishes_calls_in_flight_and_does_not_wait_for_idle_connections(
     assert not sync.done()
     player.settle(claim, result=b'"in time"')
     assert sync.result(SOON_S).body == b'"in time"'
-    settled_s = time.monotonic()
+    # The grace is 60 s and the idle connection's keep-alive 75 s; a worker looks once in a second.
     assert gateway.popen.wait(SOON_S) == 0
-    # The grace is 8 s and the idle connection's keep-alive 75 s; a worker looks once in a second.
-    assert time.monotonic() - settled_s < 4.0
     idle.close()
 
 
@@ -372,7 +372,7 @@ def test_a_call_that_outlasts_the_grace_is_told_and_its_job_cancelled(own, pool)
     claim = player.claim()
     [gateway] = platform.processes
     gateway.popen.send_signal(signal.SIGTERM)
-    got = sync.result(12.0)
+    got = sync.result(SOON_S)
     assert (got.status, got.json["code"], got.json["job"]) == (503, "unavailable", claim.id)
     assert player.queue.show(claim.id).state is JobState.CANCELLED
     assert gateway.popen.wait(SOON_S) == 0

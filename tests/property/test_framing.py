@@ -189,7 +189,7 @@ def test_the_deadline_is_for_the_whole_frame_and_reading_can_go_on(
     began_s = time.monotonic()
     with pytest.raises(TimeoutError):
         reader.read(0.1)
-    assert 0.1 <= time.monotonic() - began_s < 1
+    assert 0.1 <= time.monotonic() - began_s < 10
     with pytest.raises(TimeoutError):
         reader.read(0)
     sandbox.sendall(data[30:])

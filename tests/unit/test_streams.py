@@ -58,8 +58,8 @@ def test_output_is_settled_when_nothing_comes_for_a_while(pair) -> None:
     ours, engine = pair
     streams = Streams(ours)
     began = time.monotonic()
-    streams.settle(0.05, 5.0)
-    assert 0.04 < time.monotonic() - began < 2
+    streams.settle(0.05, 60.0)
+    assert 0.04 < time.monotonic() - began < 30
     engine.shutdown(socket.SHUT_WR)
     assert streams.ended.wait(5)
 
