@@ -83,7 +83,7 @@ class Conversation:
         self._reader = framing.FrameReader(channel)
         #: By call id.
         self._lines: dict[int, _Line] = {}
-        #: For what belongs to none of them, since there were none; None while nothing came.
+        #: For what belongs to none of them, since the latest call; None while nothing came.
         self._stray: _Bounds | None = None
         self._sending = threading.Lock()
         self._reading = threading.Lock()
@@ -110,8 +110,8 @@ class Conversation:
         """
         if frame.call_id in self._lines:
             raise ValueError(f"call {frame.call_id} of sandbox {self._id} is not over")
-        if not self._lines:
-            self._stray = None
+        # The shim's cap on such output begins anew with a call before which none ran, which only it knows.
+        self._stray = None
         line = self._lines[frame.call_id] = _Line(answers, on_log, on_progress)
         try:
             self._check()

@@ -194,6 +194,22 @@ def test_a_flood_of_one_call_is_a_breach_and_the_caps_are_each_calls_own(shim: S
     assert isinstance(calls[1].ended(), ProtocolError)
 
 
+def test_output_of_nobody_is_bounded_from_call_to_call(shim: Shim) -> None:
+    """A sandbox that is never idle may print for as long as calls come; between two of them it is bounded."""
+    piece = b"x" * (64 * 1024)
+    (last,) = shim.calls(1)
+    for call_id in range(2, 12):
+        (call,) = shim.calls(call_id)
+        for _ in range(4):
+            shim.say(framing.LOG, 0, piece)
+        shim.say(framing.RESULT, call_id - 1)
+        assert last.ended() == b""
+        last = call
+    for _ in range(5):
+        shim.say(framing.LOG, 0, piece)
+    assert isinstance(last.ended(), ProtocolError)
+
+
 def test_a_call_id_is_used_once_at_a_time(shim: Shim) -> None:
     """Two calls of one id could not be told apart."""
     shim.calls(1)
