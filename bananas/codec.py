@@ -54,6 +54,7 @@ def job_args(job: NewJob) -> list[Any]:
         job.delay_ms,
         *("" if value is None else value for value in optional),
         *(("", "", "") if meter is None else (meter.token, meter.rate.interval_ms, meter.rate.most)),
+        "1" if job.is_sync else "",
     ]
 
 

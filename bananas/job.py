@@ -97,6 +97,8 @@ class NewJob:
     traceparent: str | None = None
     #: Where the job's end is told, as ``bananas.webhooks.checked_url`` lets it through.
     callback_url: str | None = None
+    #: Somebody waits for its end and is told: when it fails it is no dead letter.
+    is_sync: bool = False
     #: What the job counts against, beside the rate of its function.
     meter: Meter | None = None
 

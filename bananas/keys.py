@@ -25,6 +25,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``cron:<function>`` | HASH | its schedule, see below | until removed |
 | ``held:<function>`` | LIST | slots (Unix ms) that wait until the job of the one before is over | empties itself |
 | ``dead`` | ZSET | id → time of death (Unix ms) | 14 days, at most 100,000 |
+| ``calls`` | ZSET | id → time of failure (Unix ms) of synchronous calls | a day, at most 10,000 |
 | ``done`` | ZSET | id → time its record ends (Unix ms): completed and cancelled | with the record |
 | ``jobs:<function>`` | ZSET | id → created (Unix ms), every record of the function, for lists | with the record |
 | ``unlisted`` | SET | removed functions whose jobs are still listed | until they are gone |
@@ -54,7 +55,7 @@ only when given) and ``log:<token>`` per attempt that printed. ``state`` is one 
 the API calls pending; ``pseq`` is its number there; ``rkey`` is the idempotency key of its last replay. Members of
 ``parked:`` and ``called:`` are ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
 With a callback: ``cb`` its URL, ``cbend`` counts the job's ends, ``cbstate`` (pending, delivered, failed), ``cbtries``
-and ``cberr``, the last try's error.
+and ``cberr``, the last try's error. ``sync`` is 1 for a synchronous call.
 Times are Unix ms of Redis; ``timeout`` and ``ttl`` are ms; ``retry`` is a RetrySpec as JSON; ``hist`` is one JSON
 text per line; ``waiters`` is one reply list per line.
 
@@ -105,6 +106,7 @@ FORMAT: Final = PREFIX + "format"
 EXPIRING: Final = PREFIX + "expiring"
 SCHEDULES: Final = PREFIX + "schedules"
 UNLISTED: Final = PREFIX + "unlisted"
+CALLS: Final = PREFIX + "calls"
 CALLBACKS: Final = PREFIX + "callbacks"
 CALLBACKS_BELL: Final = PREFIX + "callbacks:bell"
 

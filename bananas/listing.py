@@ -8,7 +8,7 @@ is paged through changes meanwhile: a job that moves can be seen twice or not at
 question                        index                                            order
 =============================== ================================================ ========================
 no status, completed, cancelled ``jobs:<function>``, of one or of all, merged    created last first
-failed                          ``dead``                                         died last first
+failed                          ``dead`` and ``calls``, merged                   died last first
 processing                      ``leases``                                       by id, last first
 scheduled                       ``schedule``                                     due last first
 pending                         the lanes, then ``parked:<function>``            lane by lane, last first
@@ -136,22 +136,22 @@ class JobLists:
         """The index of the question from the cursor on; read in chunks, as far as it is asked for."""
         match wanted.state:
             case JobState.FAILED:
-                return self._one("d", keys.DEAD, _position("d", cursor))
+                return self._merged("d", [keys.DEAD, keys.CALLS], _position("d", cursor))
             case JobState.SCHEDULED:
-                return self._one("s", keys.SCHEDULE, _position("s", cursor))
+                return self._merged("s", [keys.SCHEDULE], _position("s", cursor))
             case JobState.PROCESSING:
                 return self._leased(_position("l", cursor))
             case JobState.PENDING:
                 return self._waiting(wanted.function, _position("p", cursor))
         at = _position("c", cursor)
         names = [wanted.function] if wanted.function is not None else self.functions()
-        visible = [keys.jobs(name) for name in names if wanted.may_see(name)]
-        lists = [self._sorted("c", key, at, look) for key, look in zip(visible, self._looks(visible, at), strict=True)]
-        return heapq.merge(*lists, key=lambda entry: _order(entry[0]), reverse=True) if lists else iter(())
+        return self._merged("c", [keys.jobs(name) for name in names if wanted.may_see(name)], at)
 
-    def _one(self, kind: str, key: str, at: _Position | None) -> Iterator[_Entry]:
-        [look] = self._looks([key], at)
-        return self._sorted(kind, key, at, look)
+    def _merged(self, kind: str, names: Sequence[str], at: _Position | None) -> Iterator[_Entry]:
+        """Sorted sets as one, from the end, below a position."""
+        looks = self._looks(names, at) if names else []
+        lists = [self._sorted(kind, key, at, look) for key, look in zip(names, looks, strict=True)]
+        return heapq.merge(*lists, key=lambda entry: _order(entry[0]), reverse=True)
 
     def _looks(self, names: Sequence[str], at: _Position | None) -> list[_Look]:
         """A first look at each of many sorted sets, below a position: one round trip, or two from a position on.

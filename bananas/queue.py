@@ -312,7 +312,7 @@ class Queue:
 
     def sweep(self, limit: int = 1000) -> int:
         """Drop records whose time is over; returns how many."""
-        dropped = self._run("sweep", limit, _DEAD_TTL_MS, LIMITS.dead_jobs, LIMITS.tombstone_s)
+        dropped = self._run("sweep", limit, _DEAD_TTL_MS, LIMITS.dead_jobs, LIMITS.tombstone_s, LIMITS.failed_calls)
         return int(dropped)
 
     def audit(self, cursor: int, count: int = 500) -> Audit:
@@ -351,6 +351,7 @@ class Queue:
             pipe.exists(keys.tomb(job_id))
             pipe.zscore(keys.DONE, job_id)
             pipe.zscore(keys.DEAD, job_id)
+            pipe.zscore(keys.CALLS, job_id)
             was_here = any(answer not in (0, None) for answer in pipe.execute())
         if was_here:
             return errors.JobExpired(f"the record of job {job_id} was kept for its time and is gone")

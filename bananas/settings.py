@@ -53,6 +53,8 @@ class Limits:
     dead_ttl_s: int = 14 * 24 * 3600
     #: Dead letters; the oldest go first.
     dead_jobs: int = 100_000
+    #: Records of failed synchronous calls, whose callers have the error; kept for a day.
+    failed_calls: int = 10_000
     #: After a record is gone, its id still answers 410 for this long.
     tombstone_s: int = 24 * 3600
     #: Lost leases before a job is poisoned.

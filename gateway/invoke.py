@@ -115,6 +115,7 @@ class Invoker:
             expires_after_ms=LIMITS.sync_queue_s * 1000,
             unique_key=key,
             traceparent=traceparent,
+            is_sync=True,
         )
         job = auth.metered(job)
         if key is not None and not self._queue.is_taken(function, key):

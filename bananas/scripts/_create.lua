@@ -55,6 +55,7 @@ end
 -- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
 -- from now), reply (list), uniq, each '' when not given; trace (traceparent), cb (callback_url), each '' or nil when not given;
 -- delay (ms); limit (most queued jobs), most_callbacks (ends that are not told yet); is_called: it counts against rates;
+-- sync: '1' when somebody waits for the answer;
 -- token (of the API), interval (ms) and burst of its rate, '' or nil without one.
 -- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
 -- | {'full', pool, queued} | {'callbacks_full', how many} | {'limited', scope, name, wait ms, interval ms, burst}.
@@ -107,12 +108,14 @@ local function create(j)
   -- one that a full Redis judges the script by.
   redis.call('ZREM', K.done, j.id)
   redis.call('ZREM', K.dead, j.id)
+  redis.call('ZREM', K.calls, j.id)
   if ukey then
     redis.call('HSET', key, 'uniq', j.uniq)
     redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
   end
   if j.trace and j.trace ~= '' then redis.call('HSET', key, 'trace', j.trace) end
   if j.cb and j.cb ~= '' then redis.call('HSET', key, 'cb', j.cb) end
+  if j.sync == '1' then redis.call('HSET', key, 'sync', 1) end
   for _, m in ipairs(rates) do rate_take(m, now) end
   if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
   redis.call('ZADD', listed_key(j.fn), now, j.id)

@@ -1,7 +1,7 @@
 -- Shared by every script: it is put in front of each file by scripts/__init__.py.
 -- K names the fixed keys in the order in which scripts.Caller passes them; P is the common prefix, also the tag.
 local K = {schedule = KEYS[1], leases = KEYS[2], dead = KEYS[3], done = KEYS[4], counters = KEYS[5], rev = KEYS[6],
-  expiring = KEYS[7], callbacks = KEYS[8]}
+  expiring = KEYS[7], callbacks = KEYS[8], calls = KEYS[9]}
 local P = ARGV[1]
 
 -- Stride scheduling within a pool: a lane's pass grows by SCALE / weight for each claim and the smallest pass goes next.
@@ -272,18 +272,25 @@ local function tell_end(key, id, now)
   redis.call('ZADD', P .. 'callbacks:bell', 0, 'ring')
 end
 
+-- How long the record of a failed synchronous call is kept, in ms: as long as its idempotency key stands.
+local CALL_MS = 86400000
+
 -- End a job that is in no lane, schedule or lease any more. `o` as for notify, plus now, reason, error, ttl (ms).
--- Failed jobs are dead letters; completed and cancelled ones are done. The record goes when its time is over.
+-- Failed jobs are dead letters, unless somebody waited for the answer and has it; completed and cancelled ones are done.
+-- The record goes when its time is over.
 local function finish(id, o)
   local key = job_key(id)
   redis.call('HSET', key, 'state', o.state, 'finished', o.now, 'reason', o.reason, 'result', o.result, 'error', o.error)
-  local extra = redis.call('HMGET', key, 'waiters', 'uniq', 'cb')
-  local kept = o.ttl
+  local extra = redis.call('HMGET', key, 'waiters', 'uniq', 'cb', 'sync')
+  local is_call = o.state == 'failed' and extra[4]
+  local kept = is_call and CALL_MS or o.ttl
   if extra[3] then
     kept = math.max(kept, CALLBACK_MS)
     tell_end(key, id, o.now)
   end
-  if o.state == 'failed' then
+  if is_call then
+    redis.call('ZADD', K.calls, o.now, id)
+  elseif o.state == 'failed' then
     redis.call('ZADD', K.dead, o.now, id)
     count('dead:' .. o.reason)
   else

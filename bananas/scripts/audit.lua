@@ -62,7 +62,7 @@ local unparked = {}
 local function look(id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq',
-    'ver', 'created', 'cbstate')
+    'ver', 'created', 'cbstate', 'sync')
   local state, fn, pool, prio = j[1], j[2], j[3], j[4]
   if not (state and fn and pool and prio and j[6] and j[7]) then
     if redis.call('DEL', key) == 1 then note('fragment') end
@@ -71,15 +71,16 @@ local function look(id)
   local ended = state == 'completed' or state == 'cancelled' or state == 'failed'
   if ended then
     local finished = tonumber(j[8] or '') or now
-    if state == 'failed' and not redis.call('ZSCORE', K.dead, id) then
-      redis.call('ZADD', K.dead, finished, id)
+    local home = j[13] and K.calls or K.dead
+    if state == 'failed' and not redis.call('ZSCORE', home, id) then
+      redis.call('ZADD', home, finished, id)
       note('dead')
     elseif state ~= 'failed' and not redis.call('ZSCORE', K.done, id) then
       redis.call('ZADD', K.done, finished + tonumber(j[7]), id)
       note('done')
     end
     if j[12] == 'pending' and redis.call('ZADD', K.callbacks, 'NX', now, id) == 1 then note('callback') end
-  elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.done, id) > 0 then
+  elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.calls, id) + redis.call('ZREM', K.done, id) > 0 then
     note('stray')
   end
   if j[11] and redis.call('ZADD', listed_key(fn), 'NX', j[11], id) == 1 then note('listed') end

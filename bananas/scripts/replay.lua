@@ -38,11 +38,12 @@ local function replay(id, due)
   local refused = stamp(key, j[2], j[3])
   if refused then return refused end
   redis.call('ZREM', K.dead, id)
+  redis.call('ZREM', K.calls, id)
   redis.call('PERSIST', key)
   local state = due > now and 'scheduled' or 'pending'
   redis.call('HSET', key, 'state', state, 'due', due, 'enqueued', due, 'failures', 0, 'losses', 0, 'starts', 0,
     'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
-  redis.call('HDEL', key, 'progress', 'pseq')
+  redis.call('HDEL', key, 'progress', 'pseq', 'sync') -- from now on nobody waits
   if j[7] then
     redis.call('ZREM', K.callbacks, id)
     redis.call('HDEL', key, 'cbstate', 'cbtries', 'cberr')

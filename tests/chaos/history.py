@@ -158,7 +158,7 @@ def _round(connections: Connections, barrier: Barrier, results: Any) -> list[Cal
     for name in ("job:*", "lane:*", "stride:*", "bell:*", "running:*", "busy:*", "inbox:*"):
         if found := client.keys(keys.PREFIX + name):
             client.delete(*found)
-    client.delete(keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE)
+    client.delete(keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.CALLS, keys.DONE)
     barrier.wait(_WAIT_S)
     barrier.wait(_WAIT_S)
     return [call for _ in range(PROCESSES) for call in results.get(timeout=_WAIT_S)[1]]

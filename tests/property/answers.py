@@ -22,6 +22,7 @@ def new_job(new: New) -> NewJob:
         reply_to=new.reply_to,
         unique_key=new.unique_key or None,
         callback_url=new.callback or None,
+        is_sync=new.is_sync,
     )
 
 

@@ -40,7 +40,7 @@ return out
 _ATTEMPT = re.compile(rb'"token":(\d+),"outcome":"(\w+)"')
 _TYPE = re.compile(rb'"type":"(\w+)"')
 #: Fields that are text, those of the callback last.
-_TOLD = ("cb", "cbstate", "cberr")
+_TOLD = ("cb", "cbstate", "cberr", "sync")
 _TEXTS = ("fn", "ver", "pool", "prio", "state", "runner", "reason", "uniq", *_TOLD)
 #: Fields whose values are times.
 _TIMES = ("created", "enqueued", "due", "expires", "finished")
@@ -91,12 +91,13 @@ def compare(model: Model, dump: Dump) -> None:
         "jobs",
         "unlisted",
         "callbacks",
+        "calls",
         "rate",
     }
     unknown = [key for key in dump.values if key.split(":")[0] not in known]
     assert not unknown, f"keys that nobody knows: {unknown}"
     _compare_jobs(model, dump)
-    for name in ("schedule", "leases", "expiring", "dead", "done", "callbacks"):
+    for name in ("schedule", "leases", "expiring", "dead", "done", "callbacks", "calls"):
         _compare_times(name, getattr(model, name), dump, model.window)
     lanes = {key: [i.decode() for i in ids] for key, ids in dump.below("lane").items()}
     _equal("lanes", lanes, {f"{pool}:{prio}": ids for (pool, prio), ids in model.lanes.items() if ids})

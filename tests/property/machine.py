@@ -27,7 +27,9 @@ from tests.property.model_ops import New, QueueModel
 from tests.property.promises import keeps_promises
 
 #: Small, so that programs of 50 steps meet them.
-SMALL = replace(LIMITS, queued_jobs=18, history=3, dead_jobs=6, push_bytes=8, callbacks=4, callback_tries=2)
+SMALL = replace(
+    LIMITS, queued_jobs=18, history=3, dead_jobs=6, push_bytes=8, callbacks=4, callback_tries=2, failed_calls=2
+)
 CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
 LEASE_MS = answers.HOUR_MS
@@ -50,7 +52,7 @@ class Both(RuleBasedStateMachine):
         self.inspector = Inspector(connections)
         limits = Limits(
             *(SMALL.queued_jobs, SMALL.history, SMALL.dead_jobs, SMALL.push_bytes, SMALL.max_losses),
-            *(SMALL.callbacks, SMALL.callback_tries),
+            *(SMALL.callbacks, SMALL.callback_tries, SMALL.failed_calls),
         )
         self.model = QueueModel(limits)
         self.known: list[New] = []

@@ -23,6 +23,8 @@ STRIDE = 1008
 RESULT_TTL_MS = 3_600_000
 #: What a record stays beyond that when nobody sweeps.
 UNSWEPT_MS = 60_000
+#: A failed synchronous call.
+CALL_MS = 24 * 3_600_000
 #: How long an end may be told, and its record stays for that.
 CALLBACK_MS = 24 * 3_600_000
 DEAD_TTL_MS = 14 * 24 * 3_600_000
@@ -98,6 +100,7 @@ class Job:
     cbstate: str = ""
     cbtries: int = 0
     cberr: str = ""
+    sync: str = ""
     #: (token, outcome) per attempt.
     hist: list[tuple[int, str]] = field(default_factory=list)
     logs: dict[int, bytes] = field(default_factory=dict)
@@ -121,6 +124,7 @@ class Limits:
     losses: int
     callbacks: int
     callback_tries: int
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,8 @@ class Model:
         self.is_rung_for_callbacks = False
         self.dead: dict[str, Time] = {}
         self.done: dict[str, Time] = {}
+        #: Failed synchronous calls.
+        self.calls: dict[str, Time] = {}
         #: Per function: (pool, rank of the priority, number, id), and those of them on their way back.
         self.parked: dict[str, set[tuple[str, int, int, str]]] = defaultdict(set)
         self.called: dict[str, set[tuple[str, int, int, str]]] = defaultdict(set)
@@ -234,7 +240,9 @@ class Model:
         """A job in no place any more ends: books, waiters, unique key."""
         job.state, job.reason, job.result, job.error = state, reason, result, error
         job.finished = Now()
-        if state == "failed":
+        if state == "failed" and job.sync:
+            self.calls[job.id] = Now()
+        elif state == "failed":
             self.dead[job.id] = Now()
             self.counters[f"dead:{reason}"] += 1
         else:

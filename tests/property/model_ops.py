@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.property.model import (
+    CALL_MS,
     DEAD_TTL_MS,
     LIVE,
     PRIORITIES,
@@ -38,6 +39,7 @@ class New:
     reply_to: str | None = None
     unique_key: str = ""
     callback: str = ""
+    is_sync: bool = False
 
 
 class QueueModel(Model):
@@ -84,12 +86,14 @@ class QueueModel(Model):
             enqueued=due if isinstance(due, Now) else Now(),
             expires=0 if new.expires_ms is None else Now(new.expires_ms),
             cb=new.callback,
+            sync="1" if new.is_sync else "",
         )
         self.jobs[new.id] = job
         self.spent[new.fn] += bool(f.burst)
         self.listed[new.fn].add(new.id)
         self.done.pop(new.id, None)
         self.dead.pop(new.id, None)
+        self.calls.pop(new.id, None)
         if new.expires_ms is not None:
             self.expiring[new.id] = job.expires
         self.counters[f"enqueued:{new.fn}"] += 1
@@ -331,7 +335,9 @@ class QueueModel(Model):
 
     def sweep(self) -> int:
         """How many records went."""
-        gone = self._over(self.done) + self._over(self.dead, DEAD_TTL_MS)
+        gone = self._over(self.done) + self._over(self.dead, DEAD_TTL_MS) + self._over(self.calls, CALL_MS)
+        calls = sorted((t, i) for i, t in self.calls.items() if i not in gone)
+        gone += [i for _, i in calls[: max(0, len(calls) - self.limits.calls)]]
         left = sorted(((t, i) for i, t in self.dead.items() if i not in gone))
         over = max(0, len(left) - self.limits.dead)
         if over:
@@ -344,6 +350,7 @@ class QueueModel(Model):
         for job_id in ids:
             self.done.pop(job_id, None)
             self.dead.pop(job_id, None)
+            self.calls.pop(job_id, None)
             job = self.jobs.pop(job_id, None)
             if job:
                 self.listed[job.fn].discard(job_id)
@@ -377,7 +384,8 @@ class QueueModel(Model):
         else:
             f = self.functions[job.fn]
             job.ver, job.timeout, job.maxr = f.version, f.timeout_ms, f.max_retries
-        del self.dead[job_id]
+        (self.calls if job.sync else self.dead).pop(job_id)
+        job.sync = ""
         job.failures = job.losses = job.starts = job.expires = 0
         job.reason, job.result, job.error, job.progress, job.pseq = "", b"", "", b"", None
         job.payload = job.payload if payload is None else payload

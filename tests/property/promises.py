@@ -11,7 +11,13 @@ def keeps_promises(m: Model) -> None:
     for (pool, prio), ids in m.lanes.items():
         for job_id in ids:
             places.setdefault(job_id, []).append(f"pending in {pool}:{prio}")
-    for name, ids in (("scheduled", m.schedule), ("processing", m.leases), ("failed", m.dead), ("done", m.done)):
+    for name, ids in (
+        ("scheduled", m.schedule),
+        ("processing", m.leases),
+        ("failed", m.dead),
+        ("failed", m.calls),
+        ("done", m.done),
+    ):
         for job_id in ids:
             places.setdefault(job_id, []).append(name)
     for tickets in m.parked.values():

@@ -67,6 +67,7 @@ new_jobs = st.fixed_dictionaries(
         "timeout_ms": st.sampled_from([100, 10_000_000]),
         "max_retries": st.integers(0, 5),
         "callback": st.just("http://example.com/"),
+        "is_sync": st.just(True),
     },
 )
 
@@ -266,10 +267,10 @@ class Machine(Both):
         assert self.callbacks.wait(1)
         self.model.is_rung_for_callbacks = False
 
-    @precondition(lambda self: self.model.done or self.model.dead)
+    @precondition(lambda self: self.model.done or self.model.dead or self.model.calls)
     @rule(ats=some)
     def sweep(self, ats):
-        for key, times in ((keys.DONE, self.model.done), (keys.DEAD, self.model.dead)):
+        for key, times in ((keys.DONE, self.model.done), (keys.DEAD, self.model.dead), (keys.CALLS, self.model.calls)):
             self.rewind(key, ats[:2], times)
         self.both(self.queue.sweep, lambda m: m.sweep())
 
@@ -285,7 +286,7 @@ class Machine(Both):
     @rule(at=picks, is_sent_again=st.booleans())
     def record_ends_by_itself(self, at, is_sent_again):
         """As Redis does it, before any sweep."""
-        job_id = self.pick([*self.model.done, *self.model.dead], at)
+        job_id = self.pick([*self.model.done, *self.model.dead, *self.model.calls], at)
         self.redis.delete(keys.job(job_id))
         self.model.jobs.pop(job_id, None)
         if is_sent_again:
@@ -306,7 +307,7 @@ class Machine(Both):
 
     # -- operators --------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.dead)
+    @precondition(lambda self: self.model.dead or self.model.calls)
     @rule(
         ats=st.lists(picks, min_size=1, max_size=4),
         payload=st.sampled_from([None, b"2"]),
@@ -315,7 +316,7 @@ class Machine(Both):
         is_any=st.sampled_from([False, False, True]),
     )
     def replay(self, ats, payload, interval_ms, version, is_any):
-        ids = [self.pick(self.model.jobs if is_any else self.model.dead, at) for at in ats]
+        ids = [self.pick(self.model.jobs if is_any else [*self.model.dead, *self.model.calls], at) for at in ats]
         self.both(
             lambda: [answers.state_or_refusal(a) for a in self.letters.replay(ids, payload, interval_ms, version)],
             lambda m: m.replay(ids, payload, interval_ms, version),
