@@ -58,7 +58,7 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class WaitQuery(msgspec.Struct):
     """Seconds to wait for the end of the job."""
 
-    wait: Annotated[float, msgspec.Meta(ge=0, le=999_999_999)] | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 class FollowQuery(msgspec.Struct):

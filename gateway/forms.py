@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
+from werkzeug.datastructures import MultiDict
 
 from bananas.errors import InvalidRequest
 
@@ -73,8 +74,12 @@ class Form(Generic[_Struct]):
         return f"unknown key {key[:SHOWN_CHARS]!r}; {hint}"
 
 
-def query_values(args: Mapping[str, str], numbers: tuple[str, ...] = ()) -> dict[str, str | int]:
-    """A request's query for ``Form.convert``: without parameters that have no value, and with numbers as such."""
+def query_values(args: MultiDict[str, str], numbers: tuple[str, ...] = ()) -> dict[str, str | int]:
+    """A request's query for ``Form.convert``: without parameters that have no value, and with numbers as such.
+
+    Raises InvalidRequest for a parameter that is given twice.
+    """
+    _refuse_repeated(args)
     values: dict[str, str | int] = {name: value for name, value in args.items() if value != ""}
     for name in numbers:
         text = args.get(name, "")
@@ -83,11 +88,17 @@ def query_values(args: Mapping[str, str], numbers: tuple[str, ...] = ()) -> dict
     return values
 
 
-def only(args: Mapping[str, str], *names: str) -> None:
-    """Raises InvalidRequest for a query that has other parameters."""
+def only(args: MultiDict[str, str], *names: str) -> None:
+    """Raises InvalidRequest for a query that has other parameters, or one of these twice."""
+    _refuse_repeated(args)
     if unknown := [name for name in args if name not in names]:
         known = ", ".join(names)
         raise InvalidRequest(f"unknown parameter {unknown[0][:SHOWN_CHARS]!r}; this call takes {known}")
+
+
+def _refuse_repeated(args: MultiDict[str, str]) -> None:
+    if repeated := [name for name, values in args.lists() if len(values) > 1]:
+        raise InvalidRequest(f"parameter {repeated[0][:SHOWN_CHARS]!r} is given more than once; give it once")
 
 
 def check_utf8(raw: bytes) -> None:

@@ -24,6 +24,8 @@ worker_connections = 4096
 keepalive = 75
 # Requests that are waiting get the rest of the grace to end; ANSWER_S before its end they are told to try again.
 graceful_timeout = max(math.ceil(_settings.grace_s), math.ceil(ANSWER_S) + 1)
+# As much as it can be told to take: a raw HTTP function may have a long query.
+limit_request_line = 8190
 # In C where the extra [fast] is installed: it is published as source only, and a bare machine has no compiler.
 http_parser = "auto"
 # Nobody's X-Forwarded-* is believed.

@@ -7,13 +7,13 @@ so a loop over the cursor ends, and a paced replay goes on at the pace at which 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from typing import Annotated, Final, Literal
 
 import msgspec
+from werkzeug.datastructures import MultiDict
 
 from bananas import spec
 from bananas.dead_letters import SCAN, DeadFilter
@@ -98,7 +98,7 @@ REPLAY: Final = Form(ReplayBody, _REPLAY, '{"function": "hello"}')
 ONE: Final = Form(OneBody, _VERSION, '{"version": "current"}')
 
 
-def query(args: Mapping[str, str]) -> PageQuery:
+def query(args: MultiDict[str, str]) -> PageQuery:
     """The query of ``GET /dead``; a parameter without a value is not given. Raises InvalidRequest."""
     return _QUERY.convert(query_values(args, numbers=("limit",)))
 

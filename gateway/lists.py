@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
+from werkzeug.datastructures import MultiDict
 
 from bananas import spec
 from bananas.job import JobState
@@ -33,7 +33,7 @@ _WANTED: Final = {
 _FORM: Final = Form(JobsQuery, _WANTED, "{}")
 
 
-def query(args: Mapping[str, str]) -> JobsQuery:
+def query(args: MultiDict[str, str]) -> JobsQuery:
     """The query of a request; a parameter without a value is not given. Raises InvalidRequest."""
     return _FORM.convert(query_values(args, numbers=("limit",)))
 

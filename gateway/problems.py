@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -61,6 +62,8 @@ STATUSES: Final[dict[str, tuple[int, str]]] = {
     # What Flask finds wrong by itself.
     "not-found": (404, "Nothing is here"),
     "method-not-allowed": (405, "This method is not served here"),
+    "uri-too-long": (414, "The address is too long"),
+    "headers-too-large": (431, "The headers are too large"),
     "internal-error": (500, "The gateway failed"),
 }
 #: Seconds after which a client may try again, for errors that pass.
@@ -104,6 +107,19 @@ def retry_after(error: BananasError) -> dict[str, str]:
         return {}
     wait_ms = error.details.get("retry_after_ms", 1000 * _RETRY_AFTER_S.get(error.code, 1))
     return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000)))}
+
+
+def unread(code: str, detail: str) -> bytes:
+    """The whole answer, as it goes over the wire, to what is no request that Flask could see."""
+    status, title = STATUSES[code]
+    request_id = requestid.new()
+    log.info("request=%s %s: %s", request_id, code, detail)
+    text = msgspec.json.encode(_body(code, status, title, detail, {}))
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(text)}\r\n{requestid.HEADER}: {request_id}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + text
 
 
 def of_error(error: BananasError) -> Response:

@@ -22,8 +22,13 @@ def current() -> str:
     """The id of the request that is being served."""
     if "request_id" not in g:
         sent = request.headers.get(HEADER, "")
-        g.request_id = sent if _SANE.fullmatch(sent) else uuid.uuid4().hex[:16]
+        g.request_id = sent if _SANE.fullmatch(sent) else new()
     return str(g.request_id)
+
+
+def new() -> str:
+    """An id for a request that brought none."""
+    return uuid.uuid4().hex[:16]
 
 
 def register(app: Flask) -> None:

@@ -2,15 +2,22 @@
 
 Between requests a keep-alive connection holds its place in the worker's pool, and gunicorn waits for all places. Here
 idle connections are closed when the stop begins, long polls are answered with what is known, calls in flight go on, and
-those still there shortly before the grace is over get a 503.
+those still there shortly before the grace is over get a 503. And what is no request gets a problem, like all else that
+is refused.
 """
 
 from __future__ import annotations
 
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
+from gunicorn.util import write_nonblock  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
@@ -18,16 +25,59 @@ if TYPE_CHECKING:
 
 #: Before the grace is over, so that the last answers still get out; the worker looks once in a second.
 ANSWER_S: Final = 2.0
+#: Between two signs of life to the master.
+BEAT_S: Final = 1.0
+
+
+#: Not the client's doing, although they are of the same kind.
+_OURS: Final = (
+    http_errors.InvalidResponseHeader,
+    http_errors.InvalidResponseHeaderName,
+    http_errors.ConfigurationProblem,
+)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """One gateway process. ``notify`` is called every second by gunicorn, also while it stops."""
+    """One gateway process. gunicorn's own ``run`` sleeps through a stop; this one wakes for it, and for its end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Connections between two requests.
         self._idle: set[socket.socket] = set()
         self._stopping_since_s: float | None = None
+        self._told_to_stop: Event | None = None
+
+    def run(self) -> None:
+        """Serve until a signal, then until all is answered or the grace is over. Called by gunicorn after the fork."""
+        self._told_to_stop = Event()
+        servers = [self._serve(listener) for listener in self.sockets]
+        while self.alive:
+            self.notify()
+            self._told_to_stop.wait(BEAT_S)
+        for server in servers:
+            server.close()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        while time.monotonic() < deadline:
+            self.notify()
+            if all([server.pool.join(BEAT_S) for server in servers]):
+                return
+        self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+        for server in servers:
+            server.stop(timeout=1)
+
+    def _serve(self, listener: Any) -> StreamServer:
+        listener.setblocking(True)
+        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        if self.cfg.workers > 1:
+            server.max_accept = 1  # the next connection may be another process's
+        server.start()
+        return server
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM."""
+        super().handle_exit(sig, frame)
+        if self._told_to_stop is not None:
+            self._told_to_stop.set()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """One connection."""
@@ -44,6 +94,23 @@ class Worker(GeventWorker):  # type: ignore[misc]
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self._idle.add(sock)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """What could not be read as a request is answered; the connection is closed afterwards."""
+        if not isinstance(exc, http_errors.ParseException) or isinstance(exc, _OURS):
+            super().handle_error(req, client, addr, exc)
+            return
+        from gateway import problems  # its packages must not be loaded before gevent has patched what they use
+
+        code = "request"
+        if isinstance(exc, http_errors.LimitRequestLine):
+            code = "uri-too-long"
+        elif isinstance(exc, http_errors.LimitRequestHeaders):
+            code = "headers-too-large"
+        try:
+            write_nonblock(client, problems.unread(code, f"the request cannot be read: {exc}"))
+        except OSError as e:
+            self.log.debug("the problem of a request that could not be read did not get out: %s", e)
 
     def notify(self) -> None:
         """Tell the master that this process lives; while stopping, help its requests to their end."""

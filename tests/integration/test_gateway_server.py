@@ -218,6 +218,26 @@ def test_a_body_that_breaks_http_is_a_problem_of_the_client(platform):
     assert call(platform.port, "GET", "/healthz").status == 200
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /jobs?function=" + b"x" * 9000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "uri-too-long"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431, "headers-too-large"),
+        (b"nonsense\r\n\r\n", 400, "request"),
+    ],
+)
+def test_what_is_no_request_gets_a_problem_too(platform, sent, status, code):
+    """With an id, like every refusal; then the connection ends."""
+    with hang_up(platform, sent) as connection:
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/problem+json\r\n" in head
+    assert re.search(rb"X-Request-Id: [0-9a-f]{16}\r\n", head)
+    assert (json.loads(body)["code"], json.loads(body)["status"]) == (code, status)
+    assert call(platform.port, "GET", "/healthz").status == 200
+
+
 def test_a_large_body_gets_its_413_also_from_a_real_server(platform):
     """The client is not merely cut off while it still sends."""
     got = call(platform.port, "POST", "/functions/hello/invoke", b'"' + b"x" * 2_000_000 + b'"')
