@@ -15,7 +15,6 @@ import redis
 
 from bananas import keys
 from bananas.redis_client import Connections
-from bananas.redis_wire import Wire
 
 NAMES: Final = (
     *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
@@ -41,12 +40,12 @@ class Script:
         # Redis itself addresses scripts by SHA-1; nothing here depends on its strength.
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def call(self, wire: Wire, keys: list[str], args: list[Any], *, repeatable: bool) -> Any:
+    def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
         """Run it; returns what the script returns, undecoded."""
         try:
-            return wire.call("EVALSHA", self.sha, len(keys), *keys, *args, repeatable=repeatable)
+            return client.evalsha(self.sha, len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
-            return wire.call("EVAL", self.text, len(keys), *keys, *args, repeatable=repeatable)
+            return client.eval(self.text, len(keys), *keys, *args)
 
 
 @cache
@@ -64,8 +63,9 @@ class Caller:
 
     def run(self, name: str, *args: Any, once: bool = False) -> Any:
         """What the script answers, undecoded; raises RedisUnavailable. ``once``: never send it twice by itself."""
+        client = self._connections.once if once else self._connections.commands
         with self._connections.guard():
-            return self._scripts[name].call(self._connections.wire, _FIXED, [keys.PREFIX, *args], repeatable=not once)
+            return self._scripts[name](client, _FIXED, [keys.PREFIX, *args])
 
     # Any: a pipeline of redis-py, see bananas.registry.
     def add(self, pipe: Any, name: str, *args: Any) -> None:
