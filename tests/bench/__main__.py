@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import calls, claims, cost, drains, growth, idle, memory, starts, table, waiting
+from tests.bench import calls, claims, cost, drains, growth, idle, memory, starts, stored, table, waiting
 from tests.bench.bench import Bench, Options
 from tests.bench.table import Row
 
@@ -35,6 +35,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "burst": calls.burst,
     "waiting": waiting.waiting,
     "memory": memory.memory,
+    "stored": stored.stored,
     "idle": idle.idle,
     "growth": growth.growth,
     "claim-cost": claims.claim_cost,

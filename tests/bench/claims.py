@@ -57,11 +57,8 @@ def claim_cost(bench: Bench) -> list[Row]:
 
 def measure(connections: Connections, sizes: Sequence[int], claims: int = CLAIMS) -> list[dict[str, float]]:
     """One row per size: queued, p50_ms and p99_ms of one claim of one job, and their ratios to the first row."""
-    code = b"code"
-    sha = hashlib.sha256(code).hexdigest()
-    registry, queue = Registry(connections), Queue(connections)
-    registry.put_bundle(sha, code)
-    registry.deploy("noop", Deployment(spec=FunctionSpec(), bundles=Bundles(code=sha), abi="x"))
+    deploy_noop(connections)
+    queue = Queue(connections)
     rows: list[dict[str, float]] = []
     for size in sizes:
         fill(queue, size)
@@ -71,6 +68,15 @@ def measure(connections: Connections, sizes: Sequence[int], claims: int = CLAIMS
         ratios = {"ratio_p50": p50 / first["p50_ms"], "ratio_p99": p99 / first["p99_ms"]}
         rows.append({"queued": size, "p50_ms": p50, "p99_ms": p99, **ratios})
     return rows
+
+
+def deploy_noop(connections: Connections) -> None:
+    """A function ``noop``, without a gateway."""
+    code = b"code"
+    sha = hashlib.sha256(code).hexdigest()
+    registry = Registry(connections)
+    registry.put_bundle(sha, code)
+    registry.deploy("noop", Deployment(spec=FunctionSpec(), bundles=Bundles(code=sha), abi="x"))
 
 
 def fill(queue: Queue, size: int) -> None:
