@@ -150,7 +150,7 @@ class Queue:
     def _pop_messages(self, reply_list: str, block_s: float, limit: int) -> list[bytes]:
         if self._has_blmpop:
             try:
-                popped = self._connections.blocking.blmpop(block_s, 1, reply_list, direction="LEFT", count=limit)
+                popped = self._connections.blocking_wire.call("BLMPOP", block_s, 1, reply_list, "LEFT", "COUNT", limit)
                 return list(popped[1]) if popped else []
             except redis.exceptions.ResponseError as e:
                 if "unknown command" not in str(e).lower():
@@ -331,7 +331,7 @@ class Queue:
     def ring(self, pool: str, block_s: float) -> bool:
         """Block until somebody rings the pool's bell or the time is over; True when it rang."""
         with self._connections.guard():
-            return self._connections.blocking.bzpopmin([keys.bell(pool)], timeout=block_s) is not None
+            return self._connections.blocking_wire.call("BZPOPMIN", keys.bell(pool), block_s) is not None
 
     def pop_inbox(self, runner: str, block_s: float) -> tuple[str, ...] | None:
         """The next message for this runner, or None: ``("cancel", id, token)``, ``("follow", id, token)``,

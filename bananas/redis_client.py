@@ -3,7 +3,7 @@
 Three clients over one URL, since redis-py breaks every call that blocks longer than the socket timeout: *commands* and
 *once* answer within 5 seconds or fail, *blocking* gets its own time plus 5 seconds. *commands* quietly repeats what a
 dead connection lost; the others never send a call again by themselves: a pop or a claim that was sent twice could drop
-what it took.
+what it took. What every job needs goes a shorter way (``bananas.redis_wire``) under the same rules.
 
 The URL may name one server, a socket, sentinels or a cluster (``bananas.redis_url``); behind sentinels or in a cluster
 every new connection goes to the server that takes our writes at that moment (``bananas.redis_nodes``), so that a
@@ -24,6 +24,7 @@ from redis.retry import Retry
 from bananas import redis_nodes, redis_url
 from bananas.errors import RedisUnavailable
 from bananas.redis_url import RedisUrl, safe_url
+from bananas.redis_wire import Wire
 
 __all__ = ("OLDEST_SERVER", "Connections", "is_too_old", "safe_url")
 
@@ -118,9 +119,18 @@ class Connections:
         # For calls that must not run twice: pops, and the step of a runner (a repeated claim would be lost).
         self.once = self._client(COMMAND_TIMEOUT_S, Retry(NoBackoff(), 0))
         self.blocking = self._client(BLOCK_S + COMMAND_TIMEOUT_S, Retry(NoBackoff(), 0))
+        #: The short way for what every job needs: scripts, and pops that block.
+        self.wire = self._wire(COMMAND_TIMEOUT_S)
+        self.blocking_wire = self._wire(BLOCK_S + COMMAND_TIMEOUT_S)
 
     # Any: redis-py's annotations cannot say that a client without decode_responses answers bytes.
     def _client(self, timeout_s: float, retry: Retry) -> Any:
+        return redis.Redis(connection_pool=self._pool(timeout_s, retry))
+
+    def _wire(self, timeout_s: float) -> Wire:
+        return Wire(self._pool(timeout_s, Retry(NoBackoff(), 0)), has_finder=self._finder is not None)
+
+    def _pool(self, timeout_s: float, retry: Retry) -> Any:
         url = self._parsed
         where: dict[str, Any] = (
             {"path": url.path} if url.kind == "unix" else {"socket_connect_timeout": CONNECT_TIMEOUT_S}
@@ -128,7 +138,7 @@ class Connections:
         if url.kind == "server":
             [(where["host"], where["port"])] = url.nodes
         pool_class: Any = redis.BlockingConnectionPool
-        pool = pool_class(
+        return pool_class(
             connection_class=redis_nodes.connection_class(url),
             finder=self._finder,
             max_connections=_POOL_CONNECTIONS,
@@ -141,7 +151,6 @@ class Connections:
             **url.login(),
             **url.tls_arguments(),
         )
-        return redis.Redis(connection_pool=pool)
 
     def guard(self) -> AbstractContextManager[None]:
         """``with connections.guard():`` around every use of a client."""
@@ -157,3 +166,5 @@ class Connections:
         for client in (self.commands, self.once, self.blocking):
             client.close()
             client.connection_pool.disconnect()
+        for wire in (self.wire, self.blocking_wire):
+            wire.close()

@@ -15,6 +15,7 @@ import redis
 
 from bananas import keys
 from bananas.redis_client import Connections
+from bananas.redis_wire import Wire
 
 NAMES: Final = (
     *("enqueue", "step", "extend", "wait", "cancel", "promote", "reap", "sweep"),
@@ -40,12 +41,12 @@ class Script:
         # Redis itself addresses scripts by SHA-1; nothing here depends on its strength.
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+    def call(self, wire: Wire, keys: list[str], args: list[Any], *, repeatable: bool) -> Any:
         """Run it; returns what the script returns, undecoded."""
         try:
-            return client.evalsha(self.sha, len(keys), *keys, *args)
+            return wire.call("EVALSHA", self.sha, len(keys), *keys, *args, repeatable=repeatable)
         except redis.exceptions.NoScriptError:
-            return client.eval(self.text, len(keys), *keys, *args)
+            return wire.call("EVAL", self.text, len(keys), *keys, *args, repeatable=repeatable)
 
 
 @cache
@@ -63,9 +64,8 @@ class Caller:
 
     def run(self, name: str, *args: Any, once: bool = False) -> Any:
         """What the script answers, undecoded; raises RedisUnavailable. ``once``: never send it twice by itself."""
-        client = self._connections.once if once else self._connections.commands
         with self._connections.guard():
-            return self._scripts[name](client, _FIXED, [keys.PREFIX, *args])
+            return self._scripts[name].call(self._connections.wire, _FIXED, [keys.PREFIX, *args], repeatable=not once)
 
     # Any: a pipeline of redis-py, see bananas.registry.
     def add(self, pipe: Any, name: str, *args: Any) -> None:
