@@ -62,7 +62,7 @@ local unparked = {}
 local function look(id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'state', 'fn', 'pool', 'prio', 'due', 'enqueued', 'ttl', 'finished', 'pseq',
-    'ver', 'created', 'cbstate', 'sync')
+    'ver', 'created', 'cbstate', 'sync', 'cb')
   local state, fn, pool, prio = j[1], j[2], j[3], j[4]
   if not (state and fn and pool and prio and j[6] and j[7]) then
     if redis.call('DEL', key) == 1 then note('fragment') end
@@ -80,6 +80,11 @@ local function look(id)
       note('done')
     end
     if j[12] == 'pending' and redis.call('ZADD', K.callbacks, 'NX', now, id) == 1 then note('callback') end
+    -- Its end was settled by a release that knows no callbacks, during an upgrade.
+    if j[14] and not j[12] then
+      tell_end(key, id, now)
+      note('callback')
+    end
   elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.calls, id) + redis.call('ZREM', K.done, id) > 0 then
     note('stray')
   end

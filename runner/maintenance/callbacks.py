@@ -75,6 +75,11 @@ class CallbackTeller(GreenletService):
         self._silent: dict[str, None] = {}
         self._running: Counter[str] = Counter()
 
+    def stop(self, deadline_s: float) -> None:
+        """What is on its way is left to the others, after its lease."""
+        super().stop(deadline_s)
+        self._pool.kill(timeout=deadline_s)
+
     def run(self) -> None:
         """Take what is due, wait for more."""
         while not self.stopping.is_set():

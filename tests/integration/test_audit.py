@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bananas import keys
+from bananas.callbacks import Callbacks
 from bananas.job import JobState, NewJob, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
@@ -159,6 +160,19 @@ def test_a_job_in_a_second_place_leaves_it(queue, registry, connections, place):
     assert_healed(queue, {"stray": 1})
     assert not connections.commands.exists(place)
     assert_runs(queue, job)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["place lost", "ended by an older release"])
+def test_an_end_that_nobody_would_tell_is_told(queue, registry, connections, is_known):
+    """Its place among the callbacks was lost, or it was settled by a release that knows none."""
+    [job] = enqueue(queue, 1, "f", callback_url="http://example.com/")
+    end(queue, claim(queue), Outcome.OK)
+    connections.commands.delete(keys.CALLBACKS)
+    if not is_known:
+        connections.commands.hdel(keys.job(job), "cbstate", "cbtries", "cberr", "cbend")
+    assert_healed(queue, {"callback": 1})
+    [delivery] = Callbacks(connections).take(10, 1000).deliveries
+    assert (delivery.job_id, delivery.id, delivery.number) == (job, f"{job}.1", 1)
 
 
 @pytest.mark.parametrize(
