@@ -20,7 +20,7 @@ from bananas.errors import InvalidRequest, ManifestError
 from bananas.manifest_schema import Root, problems, schema
 from bananas.manifest_values import NOT_YET, did_you_mean
 from bananas.runtimes import parse_runtime
-from bananas.spec import NAME_PATTERN, FunctionSpec, PoolSpec, why_one_call
+from bananas.spec import NAME_PATTERN, NOT_SINGLE_USE, FunctionSpec, PoolSpec
 from bananas.targets import parse_target
 from bananas.yamlmap import Loc, Node, Problem
 
@@ -166,11 +166,9 @@ def _image(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
 
 def _sharing(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
     """What keeps a sandbox from running several calls at once; of an image it is said already."""
-    if "image" not in keys and str(keys.get("calls_per_sandbox", 1)) != "1":
-        is_alone = keys.get("single_use") in (True, "true")
-        why_not = why_one_call(single_use=is_alone, language=_language(keys.get("runtime")))
-        if why_not:
-            yield (*loc, "calls_per_sandbox"), why_not
+    is_shared = str(keys.get("calls_per_sandbox", 1)) != "1"
+    if is_shared and keys.get("single_use") in (True, "true") and "image" not in keys:
+        yield (*loc, "calls_per_sandbox"), NOT_SINGLE_USE
 
 
 def _files(loc: Loc, keys: dict[str, Any], base: Path) -> Iterator[_Finding]:

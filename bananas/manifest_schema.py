@@ -273,7 +273,7 @@ class Function(Keys):
         _fn(
             "calls_per_sandbox",
             kinds.COUNT,
-            "Calls that one sandbox runs at once: async ones on one loop, others in threads.",
+            "Calls that one sandbox runs at once: on one event loop, or in threads for Python that is not async.",
         ),
     ] = LEFT_OUT
     min_warm: Annotated[

@@ -40,6 +40,9 @@ EgressTargets = Annotated[tuple[EgressTarget, ...], msgspec.Meta(max_length=32)]
 #: One word of a command.
 Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*(?![\s\S])", max_length=4096)]
 
+#: Why a function of single use has no ``calls_per_sandbox``.
+NOT_SINGLE_USE = "with single_use a sandbox serves one call; leave one of the two out"
+
 DAY_MS = 24 * 3600 * 1000
 MAX_RETRIES = 20
 
@@ -151,7 +154,7 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
     max_lifetime_ms: Annotated[int, msgspec.Meta(ge=1000, le=30 * DAY_MS)] | None = None
     #: A sandbox serves one attempt and is gone.
     single_use: bool = False
-    #: Attempts that one sandbox runs at once: as tasks of one loop, or in threads.
+    #: Attempts that one sandbox runs at once: on one event loop, or in threads for Python that is not async.
     calls_per_sandbox: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     #: Sandboxes with the code loaded that each runner keeps, also without calls; None means what the pool says.
     min_warm: Annotated[int, msgspec.Meta(ge=0, le=512)] | None = None
@@ -174,20 +177,11 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
         if self.calls_per_sandbox > 1:
             if self.image is not None:
                 raise ValueError("calls_per_sandbox: an image of one's own gets one call at a time; leave it out")
-            if why_not := why_one_call(single_use=self.single_use, language=self.runtime.rstrip("0123456789.")):
-                raise ValueError(f"calls_per_sandbox: {why_not}")
+            if self.single_use:
+                raise ValueError(f"calls_per_sandbox: {NOT_SINGLE_USE}")
         for target in self.egress or ():
             if parse_target(target).key != target:
                 raise ValueError(f"egress: {target} of a function is host:port; the pool says which address that is")
-
-
-def why_one_call(*, single_use: bool, language: str) -> str:
-    """Why one sandbox cannot run several calls of such a function at once; empty when it can."""
-    if single_use:
-        return "with single_use a sandbox serves one call; leave one of the two out"
-    if language == "node":
-        return "a sandbox of Node runs one call at a time in this release; leave the key out"
-    return ""
 
 
 class Weights(_Spec, frozen=True, kw_only=True):

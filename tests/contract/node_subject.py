@@ -45,4 +45,23 @@ exports.reaches = async (event) => {
   return found;
 };
 exports.interfaces = async () => fs.readdirSync('/sys/class/net').sort();
+
+const gates = {};
+const meet = (name, of) => new Promise((resolve) => {
+  const inside = (gates[name] ??= []);
+  inside.push(resolve);
+  if (inside.length === of) inside.forEach((go) => go());
+});
+exports.meets = exports.awaits = async (event, context) => {
+  console.log('in', context.jobId);
+  await meet('all', event);
+  console.log('out', context.jobId);
+  return [process.pid, context.jobId];
+};
+exports.parts = async (event) => {
+  await meet('parts', 3);
+  if (event === 'exit') process.exit(3);
+  console.log('waits');
+  await new Promise((resolve) => setTimeout(resolve, 60000));
+};
 """

@@ -169,7 +169,6 @@ LACKS = {
     ("exec", "permanent"): "a process says only its status",
     ("exec", "warm"): "each call is a new process, so nothing stays in memory",
     ("exec", "attempt"): "a process gets its payload and nothing else",
-    ("node", "several calls"): "a sandbox of Node runs one call at a time",
     ("http", "several calls"): "an image of one's own gets one request at a time",
     ("exec", "several calls"): "each call is a process in a container of its own",
     ("fake", "shared end"): "nothing ends its handlers from outside",
@@ -321,7 +320,7 @@ def _real(
         workshop = Workshop(engine, cache, folder / "sb", labels, Access())
         profile = profile_of("p", PoolSpec(memory_mb=64), image.image, image.image_id, shim)
         yield Rig(subject, contracts.of_runner(shims, workshop, lambda: image), profile, bundle.digest, command)
-        left = [path for path in os.listdir(folder / "sb") if path not in ("kit", "adapter")]
+        left = [path for path in os.listdir(folder / "sb") if path not in ("kit", "helpers")]
         assert not left, "directories were left behind"
         shutil.rmtree(folder)
 

@@ -218,13 +218,13 @@ def test_output_of_every_kind_is_captured_in_order(node: Path) -> None:
 
 def test_logs_of_one_call_are_never_in_another(node: Path) -> None:
     """What is written between calls belongs to none."""
-    body = "console.log('call', event); setTimeout(() => console.log('between'), 20); return event"
+    body = "console.log('call', event); setTimeout(() => console.log('between'), 300); return event"
     with NodeHost(node, "console.log('load');" + handler(body)) as host:
         loading = host.init()
         assert loading.logs == b"load\n"
         for n in range(3):
             assert host.call(n).logs == b"call %d\n" % n
-            time.sleep(0.1)  # longer than the timer, so that it writes between the calls
+            time.sleep(0.6)  # longer than the timer, so that it writes between the calls
 
 
 def test_logs_over_the_cap_are_cut_and_counted(node: Path) -> None:

@@ -44,7 +44,7 @@ functions = st.builds(
     max_lifetime_ms=st.none() | times_ms,
     single_use=st.booleans(),
     min_warm=st.none() | st.integers(0, 512),
-) | st.builds(FunctionSpec, runtime=st.sampled_from(["python", "python3.11"]), calls_per_sandbox=st.integers(1, 100))
+) | st.builds(FunctionSpec, runtime=st.sampled_from(["python3.11", "node"]), calls_per_sandbox=st.integers(1, 100))
 ports = st.integers(1, 65535)
 targets = (
     st.builds("{}.example.com:{}".format, hosts, ports)

@@ -62,6 +62,7 @@ _ELSEWHERE: Final = {
     "command": "#images-of-your-own",
     "secrets": "security.md",
     "handler": "handlers.md",
+    "calls_per_sandbox": "concepts.md#several-calls-in-one-sandbox",
 }
 _MODELS: Final[dict[str, type[Keys]]] = {
     "top": manifest_schema.Root,

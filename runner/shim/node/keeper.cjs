@@ -46,14 +46,50 @@ function hasRunOutOfMemory() {
   return false;
 }
 
-/** The keeper once the worker is there: states `stem`, `loading`, `idle`, `running`, and `failed`. */
+/** A call that runs; output that is told to be its own has a cap of its own. */
+class Call {
+  #callId;
+  #send;
+  #left;
+  #dropped = 0;
+
+  constructor(callId, progress, cap, send) {
+    this.#callId = callId;
+    this.progress = progress;
+    this.#left = cap;
+    this.#send = send;
+    progress.begin(callId);
+  }
+
+  log(data) {
+    const kept = data.subarray(0, this.#left);
+    this.#left -= kept.length;
+    this.#dropped += data.length - kept.length;
+    if (kept.length) {
+      this.#send(frames.encode(frames.LOG, this.#callId, '{}', kept));
+    }
+  }
+
+  /** Everything that goes before its answer. */
+  finish() {
+    this.progress.finish();
+    if (this.#dropped) {
+      this.#send(frames.encode(frames.LOG, this.#callId, { truncated: true, dropped_bytes: this.#dropped }));
+    }
+  }
+}
+
+/** The keeper once the worker is there: states `stem`, `loading`, `ready`, and `failed`. */
 class Keeper {
   #runner;
   #worker;
   #output;
   #progress;
   #state = 'stem';
-  #callId = 0n;
+  /** Those that run, by call id; how many may; what each may print if that is more than one. */
+  #calls = new Map();
+  #most = 1;
+  #cap = 0;
   #isOrdered = false;
   #isOver = false;
   /** The worker's status and signal, once it has ended. */
@@ -97,19 +133,19 @@ class Keeper {
       if (!(e instanceof frames.ProtocolBreach) && !(e instanceof SyntaxError)) {
         throw e;
       }
-      this.#refuse(`${who} sent nonsense: ${e.message}`, this.#state === 'running' ? this.#callId : 0n);
+      this.#refuse(`${who} sent nonsense: ${e.message}`, ...this.#calls.keys());
     }
   }
 
   #onRunnerFrame(frame) {
     if (frame.kind === frames.INIT && this.#state === 'stem') {
       this.#state = 'loading';
-      this.#output.begin(0n, JSON.parse(frame.meta).log_bytes);
-    } else if (frame.kind === frames.INVOKE && this.#state === 'idle') {
-      this.#state = 'running';
-      this.#callId = frame.callId;
-      this.#output.begin(frame.callId);
-      this.#progress.begin(frame.callId);
+      const meta = JSON.parse(frame.meta);
+      this.#most = meta.calls || 1;
+      this.#cap = meta.log_bytes;
+      this.#output.begin(0n, this.#cap);
+    } else if (frame.kind === frames.INVOKE && this.#state === 'ready' && this.#calls.size < this.#most) {
+      this.#begin(frame.callId);
     } else {
       const what = { [frames.INIT]: 'a second init', [frames.INVOKE]: 'a call out of turn' }[frame.kind] || 'nonsense';
       this.#refuse(`the sandbox got ${what} (frame kind ${frame.kind}) and ends`, frame.callId);
@@ -118,30 +154,50 @@ class Keeper {
     this.#worker.orders.write(frame.raw);
   }
 
+  /** Output that is not told to be a call's own belongs to the one that runs, or to call id 0 if several may. */
+  #begin(callId) {
+    const isShared = this.#most > 1;
+    if (this.#calls.size === 0) {
+      this.#output.begin(isShared ? 0n : callId);
+    }
+    const send = (bytes) => this.#send(bytes);
+    const progress = isShared ? new ProgressRelay(send) : this.#progress;
+    this.#calls.set(callId, new Call(callId, progress, this.#cap, send));
+  }
+
   /** A frame of the worker's, or one that user code forged: only what can come now is passed on. */
   #onWorkerFrame(frame) {
-    const isOfCall = this.#state === 'running' && frame.callId === this.#callId;
-    if (isOfCall && frame.kind === frames.PROGRESS) {
-      this.#progress.tell(frame.body);
-    } else if (isOfCall && (frame.kind === frames.RESULT || frame.kind === frames.ERROR)) {
-      this.#state = 'idle';
-      this.#progress.finish();
-      this.#output.finish();
+    const call = this.#state === 'ready' ? this.#calls.get(frame.callId) : undefined;
+    if (call && frame.kind === frames.PROGRESS) {
+      call.progress.tell(frame.body);
+    } else if (call && frame.kind === frames.LOG && this.#most > 1) {
+      call.log(frame.body);
+    } else if (call && (frame.kind === frames.RESULT || frame.kind === frames.ERROR)) {
+      this.#calls.delete(frame.callId);
+      call.finish();
+      if (this.#calls.size === 0) {
+        this.#output.finish();
+      } else {
+        this.#output.drain();
+      }
       this.#send(frame.raw);
     } else if (this.#state === 'loading' && (frame.kind === frames.READY || frame.kind === frames.ERROR)) {
-      this.#state = frame.kind === frames.READY ? 'idle' : 'failed';
+      this.#state = frame.kind === frames.READY ? 'ready' : 'failed';
       this.#output.finish();
       this.#send(frame.raw);
     } else {
-      throw new frames.ProtocolBreach(`frame kind ${frame.kind} of call ${frame.callId} while ${this.#state}`);
+      const doing = this.#calls.size ? 'running' : this.#state;
+      throw new frames.ProtocolBreach(`frame kind ${frame.kind} of call ${frame.callId} while ${doing}`);
     }
   }
 
   /** A sandbox is bound once. Anything out of turn ends it, so that no call ever runs in the wrong function. */
-  #refuse(message, callId) {
+  #refuse(message, ...callIds) {
     const meta = { kind: 'protocol', type: 'ProtocolError', message: message.slice(0, 4096), reusable: false };
     this.#state = 'failed';
-    this.#send(frames.encode(frames.ERROR, callId, meta));
+    for (const callId of callIds.length ? callIds : [0n]) {
+      this.#send(frames.encode(frames.ERROR, callId, meta));
+    }
     this.#kill();
     this.#finish(PROTOCOL_ERROR, null, message);
   }
@@ -181,7 +237,9 @@ class Keeper {
     }
     this.#isOver = true;
     this.#killGroup(); // what the worker started and left in its group
-    this.#progress.finish();
+    for (const call of this.#calls.values()) {
+      call.finish();
+    }
     this.#output.lastWords();
     const number = signal === null ? null : os.constants.signals[signal];
     const meta = { status, signal: number };

@@ -98,6 +98,11 @@ class Output {
     this.#dropped = 0;
   }
 
+  /** Send what is there now, before the answer of a call that is not the only one. */
+  drain() {
+    this.#drain();
+  }
+
   /** After the worker's death: what it left, whether a call ran or not. */
   lastWords() {
     this.#isCall = true;

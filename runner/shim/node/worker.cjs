@@ -1,8 +1,8 @@
 'use strict';
 // The worker: the process that loads and runs user code. Started by keeper.cjs before there is any.
 //
-// It answers one `init` and then one `invoke` after the other. What user code throws, also where nobody awaits it, is
-// the answer of the call that runs; what it does to the process (`process.exit`, a crash) ends the worker, and the
+// It answers one `init` and then one `invoke` after the other, or several at once (`apart.cjs`). What user code throws,
+// also where nobody awaits it, is the answer of the call that runs; what it does to the process (`process.exit`, a crash) ends the worker, and the
 // keeper reports that. Frames come in on descriptor 3 and go out on 4, which blocks: what is told has left.
 
 const { existsSync, readdirSync, writeFileSync, writeSync } = require('node:fs');
@@ -50,9 +50,15 @@ class Worker {
   #handler = null;
   #facts = null;
   #resultBytes = 0;
-  /** What runs: `{callId, began, fail}`; null between calls. */
-  #running = null;
-  #told = { latest: null, due: 0, timer: null };
+  /** What runs: call id → `{callId, began, fail, why, told}`. */
+  #calls = new Map();
+  /** Ends the loading of the code with an error, while that goes on. */
+  #failLoading = null;
+  /** Why the sandbox must not be used again. */
+  #trouble = '';
+  /** Tells calls apart that run at once; null if they do not. */
+  #apart = null;
+  #tellDue = 0;
 
   constructor(root) {
     this.#root = root;
@@ -69,12 +75,29 @@ class Worker {
     if (process.listenerCount('uncaughtException') > 1) {
       return; // user code has its own way
     }
-    if (this.#running) {
-      this.#running.fail(error, 'left an error uncaught, in code that the handler does not await');
+    if (this.#failLoading) {
+      this.#failLoading(error);
       return;
     }
-    console.error(error);
-    process.exit(1);
+    const owner = this.#apart?.owner();
+    if (this.#calls.size === 0) {
+      console.error(error);
+      process.exit(1);
+    }
+    const why = 'left an error uncaught, in code that the handler does not await';
+    if (owner && !this.#isRunning(owner)) {
+      console.error(error); // of a call that is over: no fault of those that run, but it must not go on so
+      this.#trouble ||= why;
+      return;
+    }
+    // Without an owner it may be any of them, as with a crash.
+    for (const call of owner ? [owner] : [...this.#calls.values()]) {
+      call.fail(error, why);
+    }
+  }
+
+  #isRunning(call) {
+    return this.#calls.get(call.callId) === call;
   }
 
   async #init(meta, secrets) {
@@ -82,14 +105,14 @@ class Worker {
     const where = 'while it was loaded';
     try {
       await new Promise((resolve, reject) => {
-        this.#running = { fail: reject };
+        this.#failLoading = reject;
         this.#load(meta, secrets).then(resolve, reject);
       });
     } catch (e) {
       send(frames.ERROR, 0n, { kind: 'init', ...describe(e, where) });
       return;
     } finally {
-      this.#running = null;
+      this.#failLoading = null;
     }
     send(frames.READY, 0n, { node: process.versions.node, init_ms: since(began) });
   }
@@ -103,14 +126,20 @@ class Worker {
     Object.assign(process.env, meta.env);
     process.chdir(path.join(this.#root, 'code'));
     keepSecrets(secrets);
+    if (meta.calls > 1) {
+      const { Apart } = require('./apart.cjs');
+      const say = (call, data) => send(frames.LOG, call.callId, '{}', data);
+      this.#apart = new Apart((call) => this.#isRunning(call), say);
+    }
     this.#handler = await load(path.join(this.#root, 'code'), meta.handler);
   }
 
   async #invoke(callId, meta, payload) {
-    const running = { callId, began: performance.now(), fail: null };
-    this.#running = running;
-    const tell = (value) => this.#running === running && this.#tell(callId, value);
+    const running = { callId, began: performance.now(), fail: null, why: '', told: { latest: null, timer: null } };
+    this.#calls.set(callId, running);
+    const tell = (value) => this.#isRunning(running) && this.#tell(running, value);
     const context = new Context(this.#facts, meta, tell);
+    const handle = () => this.#handler(parse(payload), context);
     let answer;
     try {
       const result = await new Promise((resolve, reject) => {
@@ -119,7 +148,7 @@ class Worker {
           reject(error);
         };
         // Not resolve(promise), which would lock `fail` out.
-        Promise.resolve(this.#handler(parse(payload), context)).then(resolve, reject);
+        Promise.resolve(this.#apart ? this.#apart.run(running, handle) : handle()).then(resolve, reject);
       });
       answer = [frames.RESULT, {}, this.#encode(result)];
     } catch (e) {
@@ -127,10 +156,11 @@ class Worker {
       running.why ||= isOutOfMemory(e) ? 'ran out of memory' : '';
     }
     const [kind, more, body] = answer;
-    const why = running.why || this.#leftovers.trouble();
-    const verdict = why ? { reusable: false, why_not: why } : {};
-    this.#finishTelling(callId);
-    this.#running = null;
+    this.#finishTelling(running);
+    this.#calls.delete(callId);
+    // Children are nobody's while other calls run; the last one is asked.
+    this.#trouble ||= running.why || (this.#calls.size === 0 ? this.#leftovers.trouble() : '');
+    const verdict = this.#trouble ? { reusable: false, why_not: this.#trouble } : {};
     send(kind, callId, { ...more, run_ms: since(running.began), ...verdict }, body);
   }
 
@@ -160,25 +190,23 @@ class Worker {
     return body;
   }
 
-  #tell(callId, text) {
-    const told = this.#told;
-    told.latest = text;
-    const wait = told.due - performance.now();
+  #tell(call, text) {
+    call.told.latest = text;
+    const wait = this.#tellDue - performance.now();
     if (wait <= 0) {
-      this.#finishTelling(callId);
-    } else if (told.timer === null) {
-      told.timer = setTimeout(() => this.#finishTelling(callId), wait).unref();
+      this.#finishTelling(call);
+    } else if (call.told.timer === null) {
+      call.told.timer = setTimeout(() => this.#finishTelling(call), wait).unref();
     }
   }
 
-  #finishTelling(callId) {
-    const told = this.#told;
+  #finishTelling({ callId, told }) {
     clearTimeout(told.timer);
     told.timer = null;
     if (told.latest !== null) {
       send(frames.PROGRESS, callId, '{}', told.latest);
       told.latest = null;
-      told.due = performance.now() + TELL_GAP_MS;
+      this.#tellDue = performance.now() + TELL_GAP_MS;
     }
   }
 }
