@@ -122,3 +122,24 @@ def test_runners_publish_what_they_run_node_with(app: Platform, node_image: Runt
     info = app.client.runtimes()["node22"]
     assert (info["node"], info["python"], info["abi"]) == (node_image.node, "", node_image.abi)
     assert info["abi"].startswith("node22-")
+
+
+def test_several_calls_run_at_once_in_one_sandbox(app: Platform) -> None:
+    """Each waits inside for the three others; results and output are those of each."""
+    source = """
+        const waiting = [];
+        exports.handle = async (event) => {
+          await new Promise((resolve) => {
+            waiting.push(resolve);
+            if (waiting.length === 4) waiting.forEach((go) => go());
+          });
+          console.log('call', event);
+          return event;
+        };
+        """
+    put(app, "together", {"handler.js": source}, "    calls_per_sandbox: 4\n    retries: 0\n")
+    jobs = [app.client.submit("together", n)["id"] for n in range(4)]
+    records = [app.finished(job) for job in jobs]
+    assert [record["result"] for record in records] == [0, 1, 2, 3]
+    assert len({record["history"][0]["sandbox"] for record in records}) == 1
+    assert [app.client.logs(job) for job in jobs] == [f"call {n}\n" for n in range(4)]
