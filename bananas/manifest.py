@@ -18,7 +18,7 @@ import msgspec
 from bananas import yamlmap
 from bananas.errors import InvalidRequest, ManifestError
 from bananas.manifest_schema import Root, problems, schema
-from bananas.manifest_values import NOT_YET, did_you_mean
+from bananas.manifest_values import did_you_mean
 from bananas.runtimes import parse_runtime
 from bananas.spec import NAME_PATTERN, NOT_SINGLE_USE, FunctionSpec, PoolSpec
 from bananas.targets import parse_target
@@ -160,8 +160,6 @@ def _image(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:
     for key in ("runtime", "handler", "requirements", "calls_per_sandbox"):
         if key in keys:
             yield (*loc, key), "means nothing to an image of your own; leave one of the two out"
-    if keys.get("secrets"):
-        yield (*loc, "secrets"), f"reach no image of your own: {NOT_YET}; leave one of the two out"
 
 
 def _sharing(loc: Loc, keys: dict[str, Any]) -> Iterator[_Finding]:

@@ -172,8 +172,6 @@ class FunctionSpec(_Spec, frozen=True, kw_only=True):
             raise ValueError("image and contract go together: an image needs contract http or exec, and they need one")
         if self.command and self.image is None:
             raise ValueError("command: is for an image; what a handler needs is in its module")
-        if self.secrets and self.image is not None:
-            raise ValueError("secrets: reach no image of one's own in this release; leave one of the two out")
         if self.calls_per_sandbox > 1:
             if self.image is not None:
                 raise ValueError("calls_per_sandbox: an image of one's own gets one call at a time; leave it out")

@@ -3,23 +3,28 @@
 The payload is its standard input, what it writes to standard output is the result (JSON, or nothing for null), standard
 error is the log. Status 0 is success. What ends on a signal has crashed. Nothing that a call leaves behind is there in
 the next one: the container goes with its process. The first container is created when the sandbox is bound, each other
-one when it is called for.
+one when it is called for. In a pool with egress each shares the network of a helper, which is the stem; the secrets of
+a function are in a volume that another helper holds between the calls.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
-from bananas.errors import SandboxDied, SandboxStartError
+from bananas.errors import SandboxDied
 from bananas.protocols import Binding, CallReply, ExitInfo, Invocation, SandboxProfile
 from bananas.settings import LIMITS
+from runner.helpers import Helpers, SecretVolume
 from runner.own_container import OwnContainer, Workshop
+from runner.sandbox import DockerSandbox
 from runner.streams import STDOUT, CappedLog
 
 #: Of standard error that is shown in the message of an error.
@@ -51,10 +56,16 @@ class _Output:
 class ExecSandbox:
     """See ``bananas.protocols.Sandbox``."""
 
-    def __init__(self, profile: SandboxProfile, workshop: Workshop) -> None:
+    def __init__(
+        self, profile: SandboxProfile, workshop: Workshop, helpers: Helpers, network: DockerSandbox | None
+    ) -> None:
+        """``network`` is the helper whose network the processes share, None where they have none."""
         self.id = os.urandom(5).hex()
         self.profile = profile
         self._workshop = workshop
+        self._helpers = helpers
+        self._network = network
+        self._secrets: SecretVolume | None = None
         self._numbers = itertools.count(1)
         self._binding: Binding | None = None
         self._own: OwnContainer | None = None
@@ -65,6 +76,9 @@ class ExecSandbox:
         """Create the first container; returns the ms it took."""
         began = time.monotonic()
         self._binding = binding
+        if self._network is not None:
+            self._helpers.hold(self._network, dataclasses.replace(binding, secrets={}))
+        self._secrets = self._helpers.secrets(self.id, self.profile, binding)
         self._own = self._create(binding)
         return (time.monotonic() - began) * 1000
 
@@ -78,8 +92,12 @@ class ExecSandbox:
         own.start()
         began = time.monotonic()
         threading.Thread(target=_feed, args=(own, call.payload), name="container-input", daemon=True).start()
-        if not own.streams.ended.wait(call.timeout_s):
-            raise TimeoutError(f"the process still ran after {call.timeout_s:g} s")
+        egress = (
+            self._network.during(call.job_id, on_log, hears_all=True) if self._network is not None else nullcontext()
+        )
+        with egress:
+            if not own.streams.ended.wait(call.timeout_s):
+                raise TimeoutError(f"the process still ran after {call.timeout_s:g} s")
         if self._is_interrupted:
             raise SandboxDied("ended by its runner")
         info = own.exit_info(END_S)
@@ -93,13 +111,20 @@ class ExecSandbox:
 
     def _create(self, binding: Binding) -> OwnContainer:
         name = f"{self.id}-{next(self._numbers)}"
-        network = self._workshop.access.network(self.profile)
-        return self._workshop.create(name, self.profile, binding, {}, network=network, stdin=True)
+        if self._network is not None:
+            network = f"container:{self._network.container_id}"
+        else:
+            network = self._workshop.access.network(self.profile)
+        volume = self._secrets.name if self._secrets is not None else None
+        return self._workshop.create(
+            name, self.profile, binding, {}, network=network, stdin=True, secrets_volume=volume
+        )
 
     @property
     def is_alive(self) -> bool:
-        """Until it is ended: between calls nothing of it runs."""
-        return self._exit is None and not self._is_interrupted
+        """Until it is ended, or a helper of it has; between calls nothing else of it runs."""
+        helpers = (self._network, self._secrets.helper if self._secrets is not None else None)
+        return self._exit is None and not self._is_interrupted and all(h is None or h.is_alive for h in helpers)
 
     def interrupt(self) -> None:
         """End it from another greenlet."""
@@ -113,23 +138,24 @@ class ExecSandbox:
             self._exit = ExitInfo()
             if self._own is not None:
                 self._exit = self._own.end()
+            if self._secrets is not None:
+                self._secrets.close()
+            if self._network is not None:
+                self._network.terminate()
         return self._exit
 
 
 class ExecFactory:
-    """Makes what is to be bound; no container before its environment is known."""
+    """Makes what is to be bound; no container of the user's before its environment is known."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, helpers: Helpers) -> None:
         self._workshop = workshop
+        self._helpers = helpers
 
     def create(self, profile: SandboxProfile) -> ExecSandbox:
-        """At once. Raises SandboxStartError for a pool with egress."""
-        if profile.egress:
-            raise SandboxStartError(
-                f"pool {profile.pool!r} has egress, which contract: exec does not reach in this release; "
-                "use contract: http, or a pool without egress"
-            )
-        return ExecSandbox(profile, self._workshop)
+        """At once, or with a helper where the pool has egress. Raises what creating that raises."""
+        network = self._helpers.create(profile) if profile.egress else None
+        return ExecSandbox(profile, self._workshop, self._helpers, network)
 
 
 def _feed(own: OwnContainer, payload: bytes) -> None:

@@ -12,22 +12,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from bananas import pack
-from bananas.errors import SandboxDied, SandboxStartError
+from bananas.errors import SandboxDied
 from bananas.protocols import Binding, CallReply, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
-from bananas.spec import RuntimeInfo
-from runner.bundles import BundleCache
-from runner.ledger import HELPER_MB
+from runner.helpers import Helpers, SecretVolume
 from runner.own_container import OwnContainer, Workshop
-from runner.sandbox import DockerSandbox, DockerSandboxFactory
+from runner.sandbox import DockerSandbox
 from runner.streams import CappedLog
 
-_ADAPTER = Path(__file__).parent / "shim" / "http"
 DEFAULT_PORT = "8080"
-HELPER_PIDS, HELPER_TMP_MB = 32, 1
 #: Output travels through the engine: a call's last lines come after its answer, a little.
 QUIET_S, SETTLE_S = 0.02, 0.5
 #: From a broken connection to the engine's word that the container has ended.
@@ -39,14 +33,14 @@ OnLog = Callable[[bytes], None]
 class HttpSandbox:
     """See ``bananas.protocols.Sandbox``."""
 
-    def __init__(self, profile: SandboxProfile, helper: DockerSandbox, adapter: str, workshop: Workshop) -> None:
-        """``adapter`` is the digest of the helper's code."""
+    def __init__(self, profile: SandboxProfile, helper: DockerSandbox, helpers: Helpers, workshop: Workshop) -> None:
         self.id = helper.id
         self.profile = profile
         self._helper = helper
-        self._adapter = adapter
+        self._helpers = helpers
         self._workshop = workshop
         self._own: OwnContainer | None = None
+        self._secrets: SecretVolume | None = None
         self._exit: ExitInfo | None = None
 
     def bind(self, binding: Binding, timeout_s: float, on_log: OnLog) -> float:
@@ -55,17 +49,22 @@ class HttpSandbox:
         port = binding.env.get("PORT", DEFAULT_PORT)
         if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
             raise HandlerLoadError({"type": "ConfigError", "message": f"PORT={port!r} is not a port; write 1 to 65535"})
+        secrets = self._secrets = self._helpers.secrets(self.id, self.profile, binding)
         own = self._own = self._workshop.create(
-            self.id, self.profile, binding, {"PORT": port}, network=f"container:{self._helper.container_id}"
+            *(self.id, self.profile, binding, {"PORT": port}),
+            network=f"container:{self._helper.container_id}",
+            secrets_volume=secrets.name if secrets is not None else None,
         )
         own.listen(CappedLog(on_log, LIMITS.log_bytes))
         own.streams.on_end = self._helper.interrupt
         own.start()
         started = time.monotonic()
+        if secrets is not None:
+            secrets.let_go()
         adapted = dataclasses.replace(
             binding,
             handler="adapter.handle",
-            code=self._adapter,
+            code=self._helpers.adapter,
             deps=None,
             env={"PORT": port, "BANANAS_RESULT_BYTES": str(LIMITS.result_bytes)},
             secrets={},
@@ -120,6 +119,8 @@ class HttpSandbox:
         self._exit = ExitInfo()
         if self._own is not None:
             self._exit = self._own.end()
+        if self._secrets is not None:
+            self._secrets.close()
         helped = self._helper.terminate(on_log)
         if self._own is None:
             self._exit = helped
@@ -129,31 +130,10 @@ class HttpSandbox:
 class HttpFactory:
     """Makes stems: helpers, each with a network that a user's container is going to share."""
 
-    def __init__(self, workshop: Workshop, python: Callable[[], RuntimeInfo | None]) -> None:
-        """``python`` says which image helpers are of; None while there is none."""
+    def __init__(self, workshop: Workshop, helpers: Helpers) -> None:
         self._workshop = workshop
-        self._python = python
-        bundle = pack.pack(_ADAPTER, ignore=("__pycache__",))
-        self._adapter = bundle.digest
-        directory = workshop.directory
-        cache = BundleCache(directory / "adapter", {bundle.digest: bundle.data}.__getitem__)
-        self._helpers = DockerSandboxFactory(workshop.engine, cache, directory, workshop.labels, workshop.access)
+        self._helpers = helpers
 
     def create(self, profile: SandboxProfile) -> HttpSandbox:
         """A connected stem."""
-        python = self._python()
-        if python is None:
-            raise SandboxStartError(
-                "contract: http needs an image of runtime 'python' for its helper; `bananas images build` makes one"
-            )
-        small = dataclasses.replace(
-            profile,
-            image=python.image,
-            image_id=python.image_id,
-            shim="python",
-            gpus=0,
-            memory_mb=HELPER_MB[profile.shim],
-            pids=HELPER_PIDS,
-            tmp_mb=HELPER_TMP_MB,
-        )
-        return HttpSandbox(profile, self._helpers.create(small), self._adapter, self._workshop)
+        return HttpSandbox(profile, self._helpers.create(profile), self._helpers, self._workshop)

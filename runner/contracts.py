@@ -13,6 +13,7 @@ from bananas.protocols import Sandbox, SandboxFactory, SandboxProfile
 from bananas.spec import RuntimeInfo
 from runner.contract_exec import ExecFactory
 from runner.contract_http import HttpFactory
+from runner.helpers import Helpers
 from runner.own_container import Workshop
 
 
@@ -56,5 +57,6 @@ def of_runner(
     engine_answers: Callable[[], bool] = lambda: True,
 ) -> Contracts:
     """The contracts of a real runner; ``python`` says which image helpers are of."""
-    others: dict[str, SandboxFactory] = {"http": HttpFactory(workshop, python), "exec": ExecFactory(workshop)}
+    helpers = Helpers(workshop, python)
+    others: dict[str, SandboxFactory] = {"http": HttpFactory(workshop, helpers), "exec": ExecFactory(workshop, helpers)}
     return Contracts(shims, others, on_missing, engine_answers)

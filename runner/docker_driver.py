@@ -36,6 +36,7 @@ LABEL_INSTANCE = "bananas.instance"
 LABEL_RUNNER = "bananas.runner"
 LABEL_POOL = "bananas.pool"
 MOUNT = "/run/bananas"
+SECRETS = "/run/secrets"
 SANDBOX_UID = 65534
 #: As many process ids as a kernel has unless told otherwise; Podman keeps its own limit at that.
 PODMAN_PROCESSES = 32768
@@ -55,7 +56,7 @@ class Exited:
 
 
 @contextmanager
-def _translate(doing: str, refused: type[BananasError] = EngineUnavailable) -> Iterator[None]:
+def translate(doing: str, refused: type[BananasError] = EngineUnavailable) -> Iterator[None]:
     """``refused`` is what an error that the engine answers becomes."""
     try:
         yield
@@ -72,7 +73,7 @@ class Engine:
     """One connection pool to the engine named by DOCKER_HOST or the usual socket."""
 
     def __init__(self, client: Any | None = None) -> None:
-        with _translate("connecting"):
+        with translate("connecting"):
             self.client: Any = client or docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
             info = self.client.info()
         self._api = self.client.api
@@ -89,7 +90,7 @@ class Engine:
     def ping(self) -> None:
         """Raise EngineUnavailable unless it answers soon."""
         late = TimeoutError(f"no answer within {PING_TIMEOUT_S:g} s")
-        with _translate("asking the engine for a sign of life"), gevent.Timeout(PING_TIMEOUT_S, late):
+        with translate("asking the engine for a sign of life"), gevent.Timeout(PING_TIMEOUT_S, late):
             self._api.ping()
 
     def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,7 +98,7 @@ class Engine:
 
         Raises EngineUnavailable.
         """
-        with _translate("asking the engine what it is"):
+        with translate("asking the engine what it is"):
             return self._api.info(), self._api.version()
 
     def create(
@@ -110,13 +111,15 @@ class Engine:
         *,
         network: str = "none",
         gpus: Sequence[str] = (),
+        secrets_volume: str | None = None,
     ) -> str:
         """Create and start a container with ``directory`` at /run/bananas; returns its id.
 
         ``network`` is ``none`` or what ``open_network`` made; ``gpus`` are ids of devices, as the engine knows them.
+        ``secrets_volume``, of ``runner.memory_volumes``, is at /run/secrets instead of memory of its own.
         """
-        host = self._hardened(profile, directory, network, gpus, extra_hosts)
-        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
+        host = _with_secrets(self._hardened(profile, directory, network, gpus, extra_hosts), secrets_volume, "rw")
+        with translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
             container = self._api.create_container(
                 profile.image_id,
                 command=command,
@@ -178,7 +181,7 @@ class Engine:
         """Raise SandboxStartError unless the engine has the OCI runtime; it may have learned of one meanwhile."""
         if profile.runtime is None or profile.runtime in self._runtimes:
             return
-        with _translate(f"looking for runtime {profile.runtime}"):
+        with translate(f"looking for runtime {profile.runtime}"):
             self._runtimes = frozenset(self.client.info().get("Runtimes") or ())
         if profile.runtime not in self._runtimes:
             raise SandboxStartError(
@@ -198,14 +201,15 @@ class Engine:
         network: str,
         gpus: Sequence[str] = (),
         stdin: bool = False,
+        secrets_volume: str | None = None,
     ) -> str:
         """Create a container of a user's own image, behind the same walls; returns its id. ``start`` runs it.
 
         ``command`` stands for the image's entrypoint and command, empty: those. ``env`` comes on top of the image's.
         ``network`` may be ``container:<id>``. The user is the image's own if that is a number and not 0, else 65534.
         """
-        host = self._hardened(profile, directory, network, gpus, None)
-        with _translate(f"creating a container of image {profile.image}", SandboxStartError):
+        host = _with_secrets(self._hardened(profile, directory, network, gpus, None), secrets_volume, "ro")
+        with translate(f"creating a container of image {profile.image}", SandboxStartError):
             user = self._api.inspect_image(profile.image_id)["Config"].get("User") or ""
             container = self._api.create_container(
                 profile.image_id,
@@ -230,7 +234,7 @@ class Engine:
     ) -> str:
         """Create a container that shares no files with the runner: /run/bananas is in its memory, for what comes by
         its standard input. Returns its id; ``start`` runs it."""
-        with _translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
+        with translate(f"creating a sandbox of pool {profile.pool!r}", SandboxStartError):
             container = self._api.create_container(
                 profile.image_id,
                 command=list(command),
@@ -246,7 +250,7 @@ class Engine:
 
     def start(self, container_id: str, pool: str) -> None:
         """Start a created container. Raises SandboxStartError with the engine's words, or EngineUnavailable."""
-        with _translate(f"starting a sandbox of pool {pool!r}", SandboxStartError):
+        with translate(f"starting a sandbox of pool {pool!r}", SandboxStartError):
             self._api.start(container_id)
 
     def attach(self, container_id: str, *, stdin: bool = False) -> socket.socket:
@@ -254,7 +258,7 @@ class Engine:
         comes in pieces behind a header (see ``runner.streams``). Raises SandboxStartError or EngineUnavailable.
         """
         wanted = {"stdout": 1, "stderr": 1, "stream": 1, "stdin": int(stdin)}
-        with _translate(f"attaching to container {container_id[:12]}", SandboxStartError):
+        with translate(f"attaching to container {container_id[:12]}", SandboxStartError):
             raw = self._api.attach_socket(container_id, params=wanted)
             # A copy of the descriptor: ours to close, while the one inside the engine's answer goes with it.
             inner: socket.socket = getattr(raw, "_sock", raw)
@@ -270,10 +274,10 @@ class Engine:
         if not self._is_podman:
             # Empty files take kernel memory, which the size does not bound: no more of them than pages.
             tmpfs["/tmp"] += f",nr_inodes={tmp_mb * 256}"  # noqa: S108
-            return {**tmpfs, "/run/secrets": private.format(f"uid={SANDBOX_UID},nr_inodes=64")}
+            return {**tmpfs, SECRETS: private.format(f"uid={SANDBOX_UID},nr_inodes=64")}
         # Podman knows neither that nor uid= but U, the container's user; and beside a read-only root it would mount
         # these two open to everybody and as large as half of the memory.
-        return {**tmpfs, "/run/secrets": private.format("U"), "/run": closed, "/var/tmp": closed}  # noqa: S108
+        return {**tmpfs, SECRETS: private.format("U"), "/run": closed, "/var/tmp": closed}  # noqa: S108
 
     def _ulimits(self) -> list[Ulimit]:
         limits = [Ulimit(name="nofile", soft=1024, hard=1024), Ulimit(name="core", soft=0, hard=0)]
@@ -298,7 +302,7 @@ class Engine:
     def is_running(self, container_id: str) -> bool:
         """False once it has ended or is gone; raises EngineUnavailable."""
         try:
-            with _translate(f"looking at container {container_id[:12]}"):
+            with translate(f"looking at container {container_id[:12]}"):
                 return bool(self._api.inspect_container(container_id)["State"]["Running"])
         except EngineUnavailable as e:
             if isinstance(e.__cause__, NotFound):
@@ -319,7 +323,7 @@ class Engine:
 
     def _remove(self, container_id: str) -> None:
         try:
-            with _translate(f"removing container {container_id[:12]}"):
+            with translate(f"removing container {container_id[:12]}"):
                 self._api.remove_container(container_id, force=True, v=True)
         except (EngineUnavailable, ImageMissing) as e:
             # 404: gone; 409: its removal is under way.
@@ -332,7 +336,7 @@ class Engine:
 
         The bridge has the network's name, so that firewall rules can name it.
         """
-        with _translate(f"making the network {name}", SandboxStartError):
+        with translate(f"making the network {name}", SandboxStartError):
             if not self._api.networks(names=[f"^{name}$"]):
                 self._create_bridge(name, labels)
             found = self._api.inspect_network(name)
@@ -353,7 +357,7 @@ class Engine:
     def remove_network(self, name: str) -> None:
         """Remove it unless something is connected to it, or it is gone. Raises EngineUnavailable."""
         try:
-            with _translate(f"removing the network {name}"):
+            with translate(f"removing the network {name}"):
                 self._api.remove_network(name)
         except (EngineUnavailable, ImageMissing) as e:
             cause = e.__cause__
@@ -362,7 +366,7 @@ class Engine:
 
     def sandboxes(self, instance: str) -> dict[str, str]:
         """Every container of this installation, running or not: id → runner."""
-        with _translate("listing sandboxes"):
+        with translate("listing sandboxes"):
             found = self._api.containers(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"})
         return {str(c["Id"]): str(c["Labels"].get(LABEL_RUNNER, "")) for c in found}
 
@@ -372,8 +376,16 @@ class Engine:
             "label": [f"{LABEL_INSTANCE}={instance}", f"{LABEL_RUNNER}={runner}"],
             "status": ["created", "exited", "dead"],
         }
-        with _translate("listing sandboxes"):
+        with translate("listing sandboxes"):
             return [str(c["Id"]) for c in self._api.containers(all=True, filters=filters)]
+
+
+def _with_secrets(host: dict[str, Any], volume: str | None, mode: str) -> dict[str, Any]:
+    """The same with a volume, if there is one, at /run/secrets in place of memory of the container's own."""
+    if volume is not None:
+        del host["Tmpfs"][SECRETS]
+        host["Binds"] = [*(host.get("Binds") or ()), f"{volume}:{SECRETS}:{mode}"]
+    return host
 
 
 def _devices(gpus: Sequence[str]) -> list[DeviceRequest] | None:

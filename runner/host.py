@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from bananas.errors import ConfigError, EngineUnavailable
+from runner import memory_volumes
 from runner.docker_driver import LABEL_INSTANCE, LABEL_RUNNER, Engine
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Host:
         return self._base / "bundles"
 
     def sweep(self) -> int:
-        """Remove containers and directories of dead runners of this instance, and what this one left; returns how many
-        containers."""
+        """Remove containers, volumes and directories of dead runners of this instance, and what this one left; returns
+        how many containers."""
         dead: dict[str, bool] = {}
         removed = self._sweep_own()
         for container, owner in self._engine.sandboxes(self._instance).items():
@@ -73,6 +74,9 @@ class Host:
                 log.warning("removing container %s of runner %s, which is gone", container[:12], owner)
                 self._engine.remove(container)
                 removed += 1
+        for volume, owner in memory_volumes.of_instance(self._engine, self._instance).items():
+            if owner != self.id and (dead.get(owner) or self._is_gone(owner)):
+                memory_volumes.remove(self._engine, volume)
         for lock in self._base.glob("*.lock"):
             owner = lock.stem
             if owner != self.id and (dead.get(owner) or self._is_gone(owner)):
@@ -95,6 +99,9 @@ class Host:
         another runner's sweep removes both.
         """
         try:
+            for volume, owner in memory_volumes.of_instance(self._engine, self._instance).items():
+                if owner == self.id:
+                    memory_volumes.remove(self._engine, volume)
             is_clean = self.id not in self._engine.sandboxes(self._instance).values()
         except EngineUnavailable:
             is_clean = False

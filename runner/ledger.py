@@ -16,13 +16,14 @@ from runner import placement
 
 #: Of the machine's memory, unless BANANAS_SANDBOX_MEMORY says how much.
 SHARE = 0.75
-#: MiB of what a contract runs beside the function's own container.
-HELPER_MB = {"http": 64}
+#: Of a helper that runs beside a container of a user's own image.
+HELPER_MB = 64
 
 
 def footprint_mb(profile: SandboxProfile) -> int:
     """What a sandbox may take of the machine's memory: the pool's, and that of what runs beside it."""
-    return profile.memory_mb + HELPER_MB.get(profile.shim, 0)
+    has_helper = profile.shim == "http" or (profile.shim == "exec" and bool(profile.egress))
+    return profile.memory_mb + (HELPER_MB if has_helper else 0)
 
 
 class Holder(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.gate import Gate
 from runner.gpus import Lease
+from runner.ledger import Ledger
 from runner.streams import Listener, Streams
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Workshop:
     access: Access
     #: Creates and starts of these containers wait here too; whoever binds or calls has left the one of its stem.
     gate: Gate = field(default_factory=lambda: Gate(4))
+    ledger: Ledger = field(default_factory=lambda: Ledger(sys.maxsize))
 
     def create(
         self,
@@ -54,15 +57,12 @@ class Workshop:
         *,
         network: str,
         stdin: bool = False,
+        secrets_volume: str | None = None,
     ) -> OwnContainer:
         """A container that is not started yet; ``env`` comes on top of the function's. ``name`` is unique.
 
         Whatever fails, nothing is left behind. Raises SandboxStartError, ImageMissing or EngineUnavailable.
         """
-        if binding.secrets:
-            raise SandboxStartError(
-                f"function {binding.function!r}: secrets reach no image of one's own in this release"
-            )
         directory = self.directory / f"{name}-own"
         container_id: str | None = None
         lease: Lease | None = None
@@ -81,6 +81,7 @@ class Workshop:
                     network=network,
                     gpus=lease.devices if lease is not None else (),
                     stdin=stdin,
+                    secrets_volume=secrets_volume,
                 )
             streams = Streams(self.engine.attach(container_id, stdin=stdin))
         except BaseException as e:

@@ -91,6 +91,8 @@ class _Bound:
     #: None: all targets of the pool.
     allowed: frozenset[str] | None = None
     calls: dict[str, OnLog] = field(default_factory=dict)
+    #: Hear of refused connections too, of which elsewhere the forwarder tells.
+    hearing_all: set[str] = field(default_factory=set)
 
 
 class _Up:
@@ -159,13 +161,17 @@ class Relay:
         self._bound.allowed = None if allowed is None else frozenset(allowed)
 
     @contextlib.contextmanager
-    def during(self, job: str, on_log: OnLog) -> Iterator[None]:
-        """A call of the sandbox; what goes wrong with a connection in its middle is told to its log."""
+    def during(self, job: str, on_log: OnLog, *, hears_all: bool = False) -> Iterator[None]:
+        """A call of the sandbox; what goes wrong with a connection in its middle is told to its log. ``hears_all``: and
+        what is refused, for a call whose log has not what the forwarder tells."""
         self._bound.calls[job] = on_log
+        if hears_all:
+            self._bound.hearing_all.add(job)
         try:
             yield
         finally:
             del self._bound.calls[job]
+            self._bound.hearing_all.discard(job)
 
     def close(self) -> None:
         """End every connection and stop listening. Idempotent."""
@@ -194,10 +200,11 @@ class Relay:
             self._report(connection, round((time.monotonic() - began_s) * 1000))
 
     def _report(self, connection: _Connection, ms: int) -> None:
-        if connection.verdict == "cut":
+        if connection.verdict != "ok":
             line = f"bananas: egress to {connection.target}: {connection.reason}\n".encode()
-            for on_log in list(self._bound.calls.values()):
-                on_log(line)
+            for job, on_log in list(self._bound.calls.items()):
+                if connection.verdict == "cut" or job in self._bound.hearing_all:
+                    on_log(line)
         self._on_event(
             Event(
                 verdict=connection.verdict,

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import gevent
@@ -115,7 +115,7 @@ class DockerSandbox:
             meta["traceparent"] = call.traceparent
         ask = framing.Frame(framing.INVOKE, call.call_id, meta, call.payload)
         answers = (framing.RESULT, framing.ERROR)
-        with self._relay.during(call.job_id, on_log) if self._relay is not None else nullcontext():
+        with self.during(call.job_id, on_log):
             frame = self._talk.ask(ask, answers, began + call.timeout_s, on_log, on_progress)
         run_ms = (time.monotonic() - began) * 1000
         reusable = frame.meta.get("reusable", True) is True
@@ -123,6 +123,10 @@ class DockerSandbox:
         if frame.kind == framing.ERROR:
             return CallReply(None, clean_error(frame.meta), reusable, why_not, run_ms)
         return CallReply(checked_json(frame.body, "result", LIMITS.result_bytes), None, reusable, why_not, run_ms)
+
+    def during(self, job_id: str, on_log: OnLog, *, hears_all: bool = False) -> AbstractContextManager[None]:
+        """A call uses the sandbox's egress; its log hears what goes wrong there, see ``Relay.during``."""
+        return self._relay.during(job_id, on_log, hears_all=hears_all) if self._relay is not None else nullcontext()
 
     @property
     def container_id(self) -> str:
@@ -192,7 +196,7 @@ class DockerSandboxFactory:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kit = Kit(directory / "kit")
 
-    def create(self, profile: SandboxProfile) -> DockerSandbox:
+    def create(self, profile: SandboxProfile, secrets_volume: str | None = None) -> DockerSandbox:
         """A connected stem. Whatever fails, nothing is left behind."""
         sandbox_id = os.urandom(5).hex()
         directory = self._directory / sandbox_id
@@ -224,6 +228,7 @@ class DockerSandboxFactory:
                 egress.extra_hosts(routes),
                 network=network,
                 gpus=lease.devices if lease is not None else (),
+                secrets_volume=secrets_volume,
             )
             channel = self._connection(listener, container_id, profile)
         except BaseException as e:

@@ -126,9 +126,10 @@ class Supervisor:
         host.sweep()
         bundles = BundleCache(host.cache, self._registry.get_bundle)
         self._gate = Gate(settings.parallel_creates)
-        access = self._access(engine)
-        self._factory = self._sandboxes(Workshop(engine, bundles, host.directory, host.labels, access, self._gate))
         self._ledger = Ledger(settings.sandbox_memory_mb or machine_budget_mb())
+        access = self._access(engine)
+        shop = Workshop(engine, bundles, host.directory, host.labels, access, self._gate, self._ledger)
+        self._factory = self._sandboxes(shop)
         self._alarm = Alarm(self._clock)
         secrets = Secrets(self._connections, SecretBox.from_settings(settings))
         catalog = self._catalog = Catalog(

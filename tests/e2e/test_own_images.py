@@ -63,6 +63,11 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 """
 EATEN = 1_000_000_000
 PIPE = "import json, sys; print(json.dumps({'sum': sum(json.load(sys.stdin))}))"
+CONNECT = (
+    "import json, socket, sys; host, port = json.load(sys.stdin); "
+    "sock = socket.create_connection((host, port), timeout=10); "
+    "sock.sendall(b'GET /healthz HTTP/1.0' + bytes([13, 10, 13, 10])); print(json.dumps(sock.recv(8).decode()))"
+)
 YAML = f"""
 version: 1
 pools:
@@ -75,6 +80,8 @@ functions:
   eater: {{image: {IMAGE}, contract: http, env: {{EAT: "{EATEN}"}}, retries: 0}}
   glutton: {{image: {IMAGE}, contract: exec, command: [python3, -c, "bytearray({EATEN})"], retries: 0}}
   pipe: {{image: {IMAGE}, contract: exec, command: [python3, -c, "{PIPE}"], retries: 0}}
+  fetch: {{image: {IMAGE}, contract: exec, pool: mail, command: [python3, -c, "{CONNECT}"]}}
+  barred: {{image: {IMAGE}, contract: exec, pool: mail, egress: [], command: [python3, -c, "{CONNECT}"]}}
   absent: {{image: "bananas-test/absent:1", contract: exec, retries: 0}}
 """
 
@@ -141,6 +148,19 @@ def test_egress_of_the_pool_works_in_an_http_container(app):
     targets = [["127.0.0.1", app.port], ["127.0.0.1", app.port + 1]]
     seen = json.loads(app.client.invoke("mailer", {"do": "reach", "targets": targets}))
     assert list(seen.values()) == ["connected", "ConnectionRefusedError"]
+
+
+def test_egress_of_the_pool_works_in_an_exec_process(app):
+    """Through a helper's network; what is refused is a broken connection, with the reason in the log."""
+    for _ in range(2):
+        assert json.loads(app.client.invoke("fetch", ["127.0.0.1", app.port])) == "HTTP/1.0"
+    record = app.finished(app.client.submit("barred", ["127.0.0.1", app.port], retries=0)["id"])
+    assert record["error"]["type"] == "ExitStatus"
+    assert "ConnectionResetError" in record["error"]["message"]
+    said = f"bananas: egress to 127.0.0.1:{app.port}: the target is not in the egress list of function 'barred'\n"
+    assert said in app.client.logs(record["id"])
+    nowhere = app.finished(app.client.submit("fetch", ["127.0.0.1", app.port + 1], retries=0)["id"])
+    assert "ConnectionRefusedError" in nowhere["error"]["message"]
 
 
 def test_an_error_status_is_the_functions_error(app):

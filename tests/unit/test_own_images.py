@@ -36,7 +36,6 @@ def test_an_image_needs_no_folder_and_no_handler(tmp_path: Path) -> None:
         ("  f: {contract: http}", "functions.f.contract: contract http is of an image; write image: as well"),
         ("  f: {command: [sh]}", "functions.f.command: is of an image"),
         ("  f: {image: a, contract: http, runtime: python}", "functions.f.runtime: means nothing to an image"),
-        ("  f: {image: a, contract: exec, secrets: [T]}", "functions.f.secrets: reach no image of your own"),
         ("  f: {image: a, contract: lambda}", "functions.f.contract: 'lambda' is not valid; write one of handler"),
         ("  f: {image: 'a b', contract: http}", "functions.f.image: 'a b' is not valid; write an image's name"),
     ],
@@ -48,7 +47,7 @@ def test_keys_that_do_not_go_together_are_named(tmp_path: Path, text: str, said:
 
 @pytest.mark.parametrize(
     "fields",
-    ['"image": "a"', '"contract": "exec"', '"command": ["x"]', '"image": "a", "contract": "http", "secrets": ["T"]'],
+    ['"image": "a"', '"contract": "exec"', '"command": ["x"]'],
 )
 def test_the_gateway_refuses_what_does_not_go_together(fields: str) -> None:
     """Also without bananas.yaml."""
