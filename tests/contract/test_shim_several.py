@@ -245,6 +245,25 @@ def test_a_finalizer_may_print_while_output_is_sent(is_async: bool) -> None:
     assert b"".join(several.logs.values()).count(b"gone\n") == 600
 
 
+def test_calls_wait_where_no_more_threads_can_be_started() -> None:
+    """The pool's pids are used up: two threads serve five calls, and the log says what would help."""
+    head = (
+        "start = threading.Thread.start\ntried = []\n"
+        "def limited(thread):\n"
+        "    tried.append(1)\n"
+        '    if len(tried) > 2:\n        raise RuntimeError("can\'t start new thread")\n'
+        "    start(thread)\n"
+        "threading.Thread.start = limited\n"
+    )
+    with ShimHost(handler("print(event)\nnap(0.1)\nreturn event", False, head)) as host:
+        several = Several(host.ready(calls=5))
+        calls = [host.start_call(n) for n in range(5)]
+        assert several.results(*calls) == list(range(5))
+    assert (
+        several.logs[0] == b"bananas: can't start new thread: calls wait for those that run; raise pids of the pool\n"
+    )
+
+
 def test_what_is_printed_at_the_same_moment_is_all_sent() -> None:
     """Nobody waits for the turn to send, and nothing waits for a next line: the calls go on without a word."""
     head = "barrier = threading.Barrier(8)\n"

@@ -124,6 +124,7 @@ class Concurrent:
         self._free = [Progress(link, output.lock) for _ in range(most)]
         self._queue: queue.SimpleQueue[tuple[Call, dict[str, Any], bytes]] = queue.SimpleQueue()
         self._threads = 0
+        self._most_threads = most
         self._trouble = ""
         for name, fd in (("stdout", 1), ("stderr", 2)):
             # Written through: what waits in a stream would be taken for that of whoever writes next.
@@ -173,10 +174,18 @@ class Concurrent:
 
     def _to_thread(self, handler: Callable[[Any, Any], Any], *order: Any) -> None:
         self._queue.put(order)
-        if self._threads < len(self._running):
-            self._threads += 1
-            name = f"bananas-call-{self._threads}"
-            threading.Thread(target=self._work, args=(handler, copy_context()), name=name, daemon=True).start()
+        if self._threads < min(len(self._running), self._most_threads):
+            name = f"bananas-call-{self._threads + 1}"
+            thread = threading.Thread(target=self._work, args=(handler, copy_context()), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:
+                if not self._threads:
+                    raise
+                self._most_threads = self._threads
+                print(f"bananas: {e}: calls wait for those that run; raise pids of the pool", file=sys.stderr)
+            else:
+                self._threads += 1
 
     def _work(self, handler: Callable[[Any, Any], Any], variables: Any) -> None:
         """One thread: its calls see what loading the code has set, and nothing of each other."""
