@@ -244,7 +244,7 @@ class Executor:
         if seat is not None and seat.victim_of:
             return _displaced(running.claim, seat)
         others = ""
-        if seat is not None and seat.slot.ended_calls > 1:
+        if seat is not None and seat.slot.is_bound and seat.slot.ended_calls > 1:
             others = f"; {seat.slot.ended_calls} calls ran in the sandbox, and any of them may be the cause"
         if info.oom:
             limit = f"{pool.spec.memory_mb} MiB (pool {pool.name!r})"
