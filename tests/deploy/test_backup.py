@@ -97,8 +97,18 @@ def copy_snapshot(server: EmbeddedRedis, target: Path) -> None:
         assert client.info("persistence")["rdb_last_bgsave_status"] == "ok"
     files = target / "appendonlydir"
     files.mkdir(parents=True)
+    shutil.copy(server.data_dir / "dump.rdb", target.parent)
     shutil.copy(server.data_dir / "dump.rdb", files / "appendonly.aof.1.base.rdb")
     (files / "appendonly.aof.manifest").write_text(MANIFEST)
+
+
+def test_a_snapshot_alone_is_not_read(copies: Copies) -> None:
+    """A server with an append-only file starts empty beside a dump.rdb, which is why the guide has another way."""
+    folder = copies.folder / "alone"
+    folder.mkdir()
+    shutil.copy(copies.folder / "dump.rdb", folder / "dump.rdb")
+    with EmbeddedRedis(folder) as server, redis.Redis.from_url(server.url, socket_timeout=5) as client:
+        assert client.dbsize() == 0
 
 
 @pytest.mark.parametrize("kind", ["aof", "rdb"])
