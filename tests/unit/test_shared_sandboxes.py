@@ -19,8 +19,9 @@ from bananas.testing import Exit, FakeSandboxFactory, Hang, ManualClock
 from runner.executor import Executor, Running
 from runner.gate import Gate
 from runner.pool import SandboxPool, profile_of
-from runner.reasons import EndReason, Tally
+from runner.reasons import EndReason
 from runner.slot import Plan, Reuse, Seat, Wish
+from runner.tally import Tally
 
 SPEC = PoolSpec(concurrency=6, idle_timeout_ms=10_000)
 HELLO = Binding("hello", "v1", "h.wait", "a" * 64, None, calls=3)
