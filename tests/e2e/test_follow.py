@@ -14,6 +14,7 @@ from bananas.client import Client
 from bananas.errors import ApiError, GatewayUnreachable
 from bananas.secrets import ensure_key_file
 from bananas.spec import RuntimeInfo
+from tests.integration.gateway_player import call
 from tests.platform import Platform, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.docker]
@@ -58,12 +59,7 @@ def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
 
 def test_lines_come_while_the_job_runs_and_then_its_end(platform):
     """Long before the end; all of them, once and in order; the trace context reached the handler."""
-    answer = platform.client._open().post(
-        platform.url + "/jobs",
-        json={"name": "slow", "payload": {"lines": 20, "pause_s": 0.2}},
-        headers={"traceparent": TRACE},
-    )
-    job_id = answer.json()["id"]
+    job_id = platform.client.submit("slow", {"lines": 20, "pause_s": 0.2}, traceparent=TRACE)["id"]
     times, text = [], ""
     for event in platform.client.follow_logs(job_id):
         times.append(time.monotonic())
@@ -109,8 +105,7 @@ def test_nothing_is_told_while_nobody_follows(platform):
     assert not platform.connections.commands.exists(keys.tail(job_id))
     with pytest.raises(ApiError, match="no job has the id"):
         list(platform.client.follow_logs("01a20c00-0000-7000-8000-000000000000"))
-    answer = platform.client._open().get(f"{platform.url}/jobs/{job_id}/logs?follow=yes")
-    assert answer.status_code == 422
+    assert call(platform.port, "GET", f"/jobs/{job_id}/logs?follow=yes").status == 422
 
 
 def test_secrets_are_masked_while_it_runs(platform):

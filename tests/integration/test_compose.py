@@ -221,7 +221,7 @@ def test_redis_keeps_jobs(stack: Stack) -> None:
     """Redis writes its append-only file to a volume and never evicts."""
     (redis,) = stack.containers("redis")
     assert [mount["Type"] for mount in redis.attrs["Mounts"] if mount["Destination"] == "/data"] == ["volume"]
-    ready = json.loads(stack.client._call("GET", "/readyz"))
+    ready = stack.client._wire.json("GET", "/readyz")
     assert {check["name"]: check["status"] for check in ready["checks"]} == {
         "redis": "ok",
         "eviction": "ok",
