@@ -53,10 +53,9 @@ end
 -- Create a job, with everything that its function says stamped on it at this moment: a later deploy never changes it.
 -- The same id twice creates one job, so a client may safely send it again after a lost connection; the same unique key
 -- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
--- from now), reply (list), uniq, each '' when not given; trace (traceparent), cb (callback_url), each '' or nil when not given;
--- delay (ms); limit (most queued jobs), most_callbacks (ends that are not told yet); is_called: it counts against rates;
--- sync: '1' when somebody waits for the answer;
--- token (of the API), interval (ms) and burst of its rate, '' or nil without one.
+-- from now), reply (list), uniq, each '' when not given; delay (ms); limit (most queued jobs), most_callbacks (ends that
+-- are not told yet); is_called: it counts against rates. Each '' or nil when not given: trace (traceparent), cb
+-- (callback_url), token (of the API) with interval (ms) and burst of its rate, sync ('1': somebody waits for the answer).
 -- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
 -- | {'full', pool, queued} | {'callbacks_full', how many} | {'limited', scope, name, wait ms, interval ms, burst}.
 local function create(j)

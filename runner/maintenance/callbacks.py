@@ -109,7 +109,11 @@ class CallbackTeller(GreenletService):
             self._on_crash(self.name, e)
 
     def _tell(self, delivery: Delivery) -> None:
-        place = webhooks.parse_url(delivery.url).place
+        try:
+            place = webhooks.parse_url(delivery.url).place
+        except ValueError as e:  # let in by another release
+            self._settle(delivery, "?", "never", 0, str(e))
+            return
         verdict: Verdict = "again"
         delay_ms, why = backoff_ms(delivery.number, self._random.random()), f"{place} is silent"
         # One that is down must not take all places from the others.
@@ -121,6 +125,9 @@ class CallbackTeller(GreenletService):
                 self._running[place] -= 1
                 if not self._running[place]:
                     del self._running[place]
+        self._settle(delivery, place, verdict, delay_ms, why)
+
+    def _settle(self, delivery: Delivery, place: str, verdict: Verdict, delay_ms: int, why: str) -> None:
         became = self._callbacks.told(delivery, verdict, delay_ms, why)
         level = logging.INFO if became in ("delivered", "stale") else logging.WARNING
         log.log(

@@ -226,6 +226,17 @@ def test_each_job_of_a_batch_has_a_callback_of_its_own(client, player, receiver,
     assert {data(one)["status"] for one in receiver.wait(2)} == {"completed"}
 
 
+def test_a_url_of_another_release_stops_nobody(client, player, receiver, teller, queue):
+    """What this release would not have let in is given up, and the next end is told."""
+    strange = queue.enqueue(NewJob("hello", b"1", callback_url="gopher://example.com/")).id
+    job = submit(client, receiver.url)
+    for _ in range(2):
+        player.settle(player.claim())
+    assert "not the URL of an HTTP server" in told(client, strange, "failed")["last_error"]
+    told(client, job, "delivered")
+    assert teller.popen.poll() is None
+
+
 def test_without_a_key_no_callback_is_promised(app_client, connections, player):
     """A gateway that could not have them signed says so, and how to change that."""
     client = app_client(connections)
