@@ -155,10 +155,12 @@ GATEWAY: Final[tuple[Measure, ...]] = (
     _counter("bananas_callbacks_lost_total", "callbacks_lost", "Ends whose record was gone before they were told"),
     _gauge("bananas_runners", "Live runners"),
     _gauge("bananas_runner_busy", "Attempts in flight", "runner"),
-    _gauge("bananas_runner_held_up", "1 while it takes no jobs of the pool for that reason", "runner", "pool", "reason"),
+    _gauge(
+        "bananas_runner_held_up", "1 while it takes no jobs of the pool for that reason", "runner", "pool", "reason"
+    ),
     _gauge("bananas_pool_runners", "Live runners that serve the pool", "pool"),
-    _gauge("bananas_pool_slots", "Sandboxes that they may have at work: concurrency of the pool on each", "pool"),
-    _gauge("bananas_pool_slots_busy", "Sandboxes that are at work", "pool"),
+    _gauge("bananas_pool_slots", "Jobs that they may run at once: concurrency of the pool on each", "pool"),
+    _gauge("bananas_pool_slots_busy", "Jobs that they run", "pool"),
     _gauge("bananas_sandboxes", "Sandboxes by state", "runner", "pool", "state"),
     _counter("bananas_http_requests_total", "http", "Answered requests by call and status", "call", "status"),
     _seconds("bananas_http_request_seconds", "took", "From a request's arrival to its answer", "call"),

@@ -42,6 +42,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     busy: int = 0
     #: ``pool/state`` → how many sandboxes.
     sandboxes: dict[str, int] = msgspec.field(default_factory=dict)
+    #: Pool → how many of its places jobs take; a sandbox may run several.
+    places: dict[str, int] = msgspec.field(default_factory=dict)
     #: Devices that pools with ``gpus`` may lease.
     gpus: int = 0
     #: Pool → why it takes no jobs of it for now: ``engine`` (which does not answer) or ``gpus`` (others have them).
@@ -50,6 +52,10 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def serves(self, pool: str) -> bool:
         """True when it takes jobs of that pool."""
         return not self.pools or pool in self.pools
+
+    def busy_in(self, pool: str) -> int:
+        """The places of a pool that jobs take; one that tells no places runs one job in each sandbox."""
+        return self.places.get(pool, self.sandboxes.get(f"{pool}/busy", 0))
 
 
 def push_deployed(pipe: Any, runners: Iterable[bytes], function: str) -> None:

@@ -76,7 +76,7 @@ class Scraper:
         told.set("bananas_runners", len(runners))
         for name, spec in self._registry.pools().items():
             serving = sum(runner.serves(name) for runner in runners)
-            busy = sum(runner.sandboxes.get(f"{name}/busy", 0) for runner in runners)
+            busy = sum(runner.busy_in(name) for runner in runners)
             told.set("bananas_pool_runners", serving, name)
             told.set("bananas_pool_slots", serving * spec.concurrency, name)
             told.set("bananas_pool_slots_busy", busy, name)

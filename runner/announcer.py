@@ -68,6 +68,7 @@ class Announcer(PeriodicService):
                 seen_at_ms=self._registry.now_ms(),
                 busy=len(self._in_flight),
                 sandboxes=dict(sandboxes),
+                places={name: pool.spec.concurrency - pool.free for name, pool in self._pools.items()},
                 gpus=self._gpus,
                 held_up=self._hold_ups.reasons(),
             )

@@ -55,7 +55,7 @@ class OperateRoutes:
                 "name": name,
                 "spec": spec,
                 "queued": queued[name],
-                "processing": sum(runner.sandboxes.get(f"{name}/busy", 0) for runner in runners),
+                "processing": sum(runner.busy_in(name) for runner in runners),
                 "runners": sum(runner.serves(name) for runner in runners),
                 "waits_for_runner": name in unserved,
             }

@@ -115,10 +115,11 @@ def test_a_timeout_costs_the_others_nothing(app: Platform) -> None:
 
 
 def test_a_cancelled_call_costs_the_others_nothing(app: Platform) -> None:
-    """The sandbox is killed for it, at once."""
+    """The sandbox is killed for it, at once. Until then the pool tells of three calls, not of one sandbox."""
     sandbox, jobs = stay(app, "stop", "    retries: 0")
     job = app.client.submit("stop", "hang")["id"]
     until(lambda: app.client.job(job)["progress"] == "in", DEADLINE_S, "the third to be in")
+    until(lambda: [pool["processing"] for pool in app.client.pools()] == [3], DEADLINE_S, "the pool to tell of three")
     app.client.cancel(job)
     displaced(app, jobs, sandbox, "was ended (cancelled)")
 
