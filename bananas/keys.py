@@ -77,7 +77,7 @@ Counter fields: ``outcome:<function>:<outcome>`` attempts by outcome · ``retrie
 (``queue_full``, ``callbacks_full``, ``token_rate``, ``function_rate``) · ``callback:<function>:<verdict>`` tries to
 tell an end (``delivered``, ``again``, ``failed`` for good) · ``callbacks_lost`` ends whose record went before.
 In ``traffic``: ``http:<call>:<status>`` answered requests · ``took:<call>:<bucket>`` ``took_us:<call>`` how long they
-took.
+took · ``event:<event>`` lines that were logged at warning and above.
 """
 
 from __future__ import annotations

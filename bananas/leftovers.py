@@ -6,21 +6,18 @@ Called by the janitor of every runner, a bounded piece at a time; any number of 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
-from bananas import keys
+from bananas import events, keys
 from bananas.counters import Counters
 from bananas.listing import JobLists
 from bananas.redis_client import Connections
 from bananas.settings import LIMITS
 from bananas.spec import Bundles
-
-log = logging.getLogger(__name__)
 
 #: Version records that are read in one go.
 _CHUNK: Final = 200
@@ -83,7 +80,7 @@ class Leftovers:
             # Versions of deploys that came in between; later ones take the time away again by themselves.
             still = orphans & self._used(self._deployed()) if orphans else set()
         except msgspec.DecodeError as e:
-            log.warning("no archive is let go: a version cannot be read by this release: %s", e)
+            events.BUNDLES_KEPT(error=e)
             return 0
         for key in still:
             self._redis.persist(key)

@@ -5,12 +5,11 @@ The protocol is that of sd_notify(3). Called by the runner, the gateway's master
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import MutableMapping
 
-log = logging.getLogger(__name__)
+from bananas import events
 
 
 class Notifier:
@@ -54,4 +53,4 @@ class Notifier:
                 out.settimeout(1.0)
                 out.sendto(message.encode(), self._address)
         except OSError as e:  # systemd decides what that means; the jobs go on
-            log.warning("systemd was not told %s: %s", message.partition("\n")[0], e)
+            events.SYSTEMD_NOT_TOLD(message=message.partition("\n")[0], error=e)

@@ -8,19 +8,16 @@ was accepted, and no request ever sees half a deploy.
 from __future__ import annotations
 
 import hashlib
-import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from bananas import errors, keys, schedules, scripts, storage
+from bananas import errors, events, keys, schedules, scripts, storage
 from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, PoolSpec, RuntimeInfo, Version
-
-log = logging.getLogger(__name__)
 
 #: A runner that was not seen for this long is gone from the list.
 RUNNER_TTL_S = 60
@@ -287,7 +284,7 @@ class Registry:
             except errors.UnknownFunction:
                 continue  # removed between the two reads
             except errors.NewerRelease as e:  # the other functions go on
-                log.warning("%s", e)
+                events.RECORD_NEWER(error=e)
         return out
 
     def remove(self, name: str) -> bool:
@@ -334,7 +331,7 @@ class Registry:
             try:
                 pools[name.decode()] = storage.decode(text, PoolSpec, f"pool {name.decode()!r}")
             except errors.NewerRelease as e:  # the other pools go on
-                log.warning("%s", e)
+                events.RECORD_NEWER(error=e)
         pools.setdefault("default", PoolSpec())
         return dict(sorted(pools.items()))
 

@@ -8,20 +8,17 @@ registry sets and removes schedules in the transactions in which it switches and
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
-from bananas import cron, errors, keys, scripts
+from bananas import cron, errors, events, keys, scripts
 from bananas.job import new_job_id
 from bananas.redis_client import Connections, unix_ms
 from bananas.settings import LIMITS
 from bananas.spec import ScheduleSpec
-
-log = logging.getLogger(__name__)
 
 #: A slot that is older when somebody first looks is late, and ``catchup`` decides about it.
 LATE_MS: Final = 60_000
@@ -203,7 +200,7 @@ class Schedules:
                 case b"early":  # the server's clock was set back
                     return look.again_in(slot_ms - int(answer[1]))
                 case b"full":
-                    log.warning("slot %d of %s waits: the queue is full", slot_ms, row.function)
+                    events.SCHEDULE_WAITS(slot_ms=slot_ms, function=row.function)
                     return None
                 case _:  # paused, changed or removed since it was read
                     return look.again_in(0)
@@ -229,7 +226,7 @@ class Schedules:
     def _complain(self, row: _Row, error: ValueError) -> None:
         if (row.function, row.rev) not in self._told:
             self._told.add((row.function, row.rev))
-            log.error("the schedule of %s does not fire here: %s", row.function, error)
+            events.SCHEDULE_BROKEN(function=row.function, error=error)
 
     def _rows(self) -> tuple[int, _Rows]:
         """Unix ms of Redis, and every schedule by function."""

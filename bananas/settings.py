@@ -264,6 +264,8 @@ class Settings:
     )
     #: How much gateways and runners log.
     log_level: str = _setting("BANANAS_LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info")
+    #: Lines as JSON objects or as text for people; ``auto``: text on a terminal (docs/events.md).
+    log_format: str = _setting("BANANAS_LOG_FORMAT", _choice("auto", "json", "pretty"), "auto")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -87,21 +87,28 @@ class Stack:
         self._is_deploying = False
         self._is_stale = False
         self._mail_port = _mail_port(self._mail_wish) if mode == "dev" else 0
-        self._env = dict(environ) | {
+        self._seals = not (settings.secret_key or settings.secret_key_file)
+        grace_s = DEV_GRACE_S if mode == "dev" and not environ.get("BANANAS_GRACE_S") else settings.grace_s
+        self._env = self._environment(environ, grace_s)
+        self._add_parts(grace_s)
+
+    def _environment(self, environ: Mapping[str, str], grace_s: float) -> dict[str, str]:
+        """What the parts are started with: what is given, and what they have in common."""
+        env = {
+            **environ,
             "BANANAS_REDIS_URL": self.redis_url,
             "BANANAS_STATE_DIR": str(self.state),
             "BANANAS_URL": self.url,
+            "BANANAS_GRACE_S": f"{grace_s:g}",
         }
-        self._seals = not (settings.secret_key or settings.secret_key_file)
+        if not env.get("BANANAS_LOG_FORMAT") and sys.stdout.isatty():
+            env["BANANAS_LOG_FORMAT"] = "pretty"  # what the parts write goes through a pipe to our terminal
         if self._seals:
-            self._env["BANANAS_SECRET_KEY_FILE"] = str(self.state / "secret.key")
-        grace_s = settings.grace_s
-        if mode == "dev":
-            self._env |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(self._mail_port)}
-            if not environ.get("BANANAS_GRACE_S"):
-                grace_s = DEV_GRACE_S
-                self._env["BANANAS_GRACE_S"] = f"{grace_s:g}"
-        self._add_parts(grace_s)
+            env["BANANAS_SECRET_KEY_FILE"] = str(self.state / "secret.key")
+        if self.mode == "dev":
+            env |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(self._mail_port)}
+            env["BANANAS_LOG_LEVEL"] = env.get("BANANAS_LOG_LEVEL") or "debug"  # what handlers say when they fail
+        return env
 
     @property
     def url(self) -> str:

@@ -5,13 +5,13 @@ The master is not patched by gevent and imports neither Flask nor Redis; each pr
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gunicorn.app.base import Application  # type: ignore[import-untyped]
 
+from bananas import logs
 from bananas.errors import BananasError
 from bananas.notify import Notifier
 from bananas.settings import Settings
@@ -55,9 +55,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         settings = Settings.from_env()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-        )
+        logs.set_up(settings, "gateway")
         settings.require_redis_url()
         listen.check_exposure(settings)
         listener = listen.bind(settings)

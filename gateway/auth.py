@@ -7,21 +7,19 @@ well, by the routes that know it (``require_function``).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from flask import g, request
 
+from bananas import events
 from bananas.errors import Forbidden, Unauthorized
 from bananas.job import Meter, NewJob
 from bananas.tokens import Scope, Token, Tokens
 from gateway import requestid
 
 #: Who did what that changes the installation: one line each.
-audit = logging.getLogger("bananas.audit")
-
 #: Flask's endpoint → scope; None: open to everyone.
 SCOPES: Final[dict[str, Scope | None]] = {
     "operate.healthz": None,
@@ -78,9 +76,12 @@ def check(tokens: Tokens) -> Callable[[], None]:
         elif token.functions and scope != "invoke" and request.endpoint not in _SHARED:
             raise Forbidden(f"token {token.id} is bound to {', '.join(token.functions)}; this call concerns others too")
         if scope != "invoke" and request.method not in _READS:
-            audit.info(
-                "token=%s name=%r %s %s request=%s",
-                *(token.id, token.name, request.method, request.path, requestid.current()),
+            events.AUDIT(
+                token=token.id,
+                name=token.name,
+                method=request.method,
+                path=request.path,
+                request=requestid.current(),
             )
 
     return authorize

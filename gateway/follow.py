@@ -8,7 +8,6 @@ is slow, a piece was lost) it gets from the job's record when an attempt is over
 from __future__ import annotations
 
 import codecs
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
@@ -17,14 +16,13 @@ import gevent
 import msgspec
 from gevent.queue import Empty, Full, Queue
 
+from bananas import events
 from bananas.errors import BananasError, RedisUnavailable
 from bananas.follow import FOLLOW_S, Follow, Piece, Position
 from bananas.job import JobState
 from bananas.queue import Queue as Jobs
 from gateway import hangup
 from gateway.wait import Waiters
-
-log = logging.getLogger(__name__)
 
 #: How often runners are looked for, and how long one look into the streams blocks: a new follower waits for it.
 _ASK_S: Final = 2.0
@@ -131,10 +129,10 @@ class Followers:
                 for piece in pieces:
                     self._hand_out(piece)
             except RedisUnavailable as e:
-                log.warning("output that is followed cannot be read: %s", e)
+                events.FOLLOW_WAITS(error=e)
                 gevent.sleep(_BACKOFF_S)
-            except Exception:  # the top of the greenlet: followers would wait for nothing
-                log.exception("the reader of followed output failed and goes on")
+            except Exception as e:  # noqa: BLE001 - the top of the greenlet: followers would wait for nothing
+                events.FOLLOW_DEFECT(e)
                 gevent.sleep(_BACKOFF_S)
         self._reader = None
 
@@ -143,7 +141,7 @@ class Followers:
             try:
                 mail.put_nowait(piece)
             except Full:  # it comes from the record
-                log.debug("a follower of job=%s is slow", piece.job_id)
+                events.FOLLOWER_SLOW(job=piece.job_id)
 
 
 class _Sent:

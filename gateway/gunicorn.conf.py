@@ -7,11 +7,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
 from bananas.settings import Settings
 from gateway import listen
 from gateway.worker import ANSWER_S
 
 _settings = Settings.from_env()
+
+
+class _Log(Logger):  # type: ignore[misc]
+    """gunicorn's own lines take the way of ours (``bananas.logs``)."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called by gunicorn, again on SIGHUP."""
+        self.cfg = cfg
+        self.error_log.propagate = True
+        self._access_log_enabled = False
+
+
+logger_class = _Log
 
 wsgi_app = "gateway.app:from_env()"
 bind = [listen.url(_settings).removeprefix("http://")]
@@ -32,7 +47,6 @@ http_parser = "auto"
 forwarded_allow_ips = ""
 # One line per request costs more than the request; /metrics tells what happens.
 accesslog = None
-loglevel = "warning"
 # Its own remote control listens on a socket in the home directory; nothing here uses it.
 control_socket_disable = True
 

@@ -8,13 +8,13 @@ job goes on, and who comes with the same key waits for the same job.
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
 import msgspec
 from flask import Response
 
+from bananas import events
 from bananas.errors import BananasError, JobExpired, JobFinished, NoLiveRunner, RedisUnavailable, UnknownJob
 from bananas.job import Enqueued, JobState, NewJob, Outcome, Reply
 from bananas.queue import Queue
@@ -24,8 +24,6 @@ from gateway import auth, hangup, records
 from gateway.live import LiveRunners, start_one
 from gateway.problems import problem
 from gateway.wait import Waiter, Waiters
-
-log = logging.getLogger(__name__)
 
 #: Versions whose loading time is remembered; a version never changes.
 _VERSIONS: Final = 1000
@@ -185,7 +183,7 @@ class Invoker:
         except (JobFinished, UnknownJob, JobExpired):
             return
         except RedisUnavailable as e:
-            log.warning("job=%s was given up by its caller but could not be cancelled: %s", job_id, e)
+            events.CALL_NOT_CANCELLED(job=job_id, error=e)
 
     def _overdue(self, waiter: Waiter, key: str | None) -> Reply | None:
         """The deadline is over: cancel the job, unless it ended at this very moment or its caller may come back."""

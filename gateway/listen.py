@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import os
 import socket
 from typing import Final
 
+from bananas import events
 from bananas.errors import ConfigError, RedisUnavailable
 from bananas.settings import Settings
-
-log = logging.getLogger(__name__)
 
 #: Connections that may wait to be accepted; a burst of clients is not turned away.
 BACKLOG: Final = 2048
@@ -46,9 +44,7 @@ def check_exposure(settings: Settings) -> None:
                 "no API token; make one with `bananas token create me --scope admin --direct`, or set BANANAS_AUTH=none"
             )
     elif not is_loopback(settings.host):
-        log.warning(
-            "no authentication: everyone who can reach %s port %d can deploy and run code", settings.host, settings.port
-        )
+        events.GATEWAY_OPEN(host=settings.host, port=settings.port)
 
 
 def needs_tokens(settings: Settings) -> bool:

@@ -6,7 +6,6 @@ foresaw becomes a 500 with a request id; its traceback goes to the log under tha
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -17,10 +16,9 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
+from bananas import events
 from bananas.errors import BananasError, Unauthorized, Unavailable
 from gateway import requestid
-
-log = logging.getLogger(__name__)
 
 #: Stable code → HTTP status and title.
 STATUSES: Final[dict[str, tuple[int, str]]] = {
@@ -113,7 +111,7 @@ def unread(code: str, detail: str) -> bytes:
     """The whole answer, as it goes over the wire, to what is no request that Flask could see."""
     status, title = STATUSES[code]
     request_id = requestid.new()
-    log.info("request=%s %s: %s", request_id, code, detail)
+    events.REQUEST_UNREADABLE(request=request_id, code=code, detail=detail)
     text = msgspec.json.encode(_body(code, status, title, detail, {}))
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
@@ -150,7 +148,7 @@ def _of_http(error: HTTPException) -> Response | HTTPException:
 
 def _unforeseen(error: Exception) -> Response:
     request_id = requestid.current()
-    log.error("request=%s %s %s failed", request_id, request.method, request.path, exc_info=error)
+    events.REQUEST_DEFECT(error, request=request_id, method=request.method, path=request.path)
     return problem("internal-error", f"see request {request_id} in the gateway's log", request=request_id)
 
 

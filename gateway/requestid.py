@@ -5,14 +5,13 @@ It is in the answer, in what is logged about the request, and in the body of a p
 
 from __future__ import annotations
 
-import logging
 import re
 import uuid
 from typing import Final
 
 from flask import Flask, Response, g, request
 
-log = logging.getLogger(__name__)
+from bananas import events, logs
 
 HEADER: Final = "X-Request-Id"
 _SANE: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -32,13 +31,20 @@ def new() -> str:
 
 
 def register(app: Flask) -> None:
-    """Give every request of ``app`` its id, and log those that end in a problem: of ours at INFO, else at DEBUG."""
+    """Give every request of ``app`` its id, which is bound to what is logged meanwhile, and log those that end in a
+    problem.
+    """
+    app.before_request(_begin)
     app.after_request(_finish)
+
+
+def _begin() -> None:
+    logs.bind(request=current(), trace=logs.trace_id(request.headers.get("Traceparent")))
 
 
 def _finish(answer: Response) -> Response:
     answer.headers[HEADER] = current()
     if answer.mimetype == "application/problem+json":
-        level = logging.INFO if answer.status_code >= 500 else logging.DEBUG
-        log.log(level, "request=%s %s %s: %d", current(), request.method, request.path, answer.status_code)
+        tell = events.REQUEST_FAILED if answer.status_code == 503 else events.REQUEST_REFUSED
+        tell(request=current(), method=request.method, path=request.path, status=answer.status_code)
     return answer

@@ -1,4 +1,5 @@
-"""Counts the requests of one gateway process: by call and status, and how long they took. ``/metrics`` tells the sums.
+"""Counts the requests of one gateway process, by call and status, how long they took, and what was logged of trouble.
+``/metrics`` tells the sums.
 
 Counting is a few additions in memory; every other second what is new goes to Redis, where the counts of all processes
 meet. A process that is killed takes with it what it had not told yet, two seconds of it at most.
@@ -15,6 +16,7 @@ import gevent
 from flask import Flask, Response, g, request
 from gevent.event import Event
 
+from bananas import logs
 from bananas.errors import RedisUnavailable
 from bananas.metrics import bucket
 
@@ -55,6 +57,9 @@ class Traffic:
     def tell(self) -> None:
         """Take what is new to Redis; raises RedisUnavailable, and keeps it then."""
         counts, self._counts = self._counts, Counter()
+        for name, number in logs.told.items():
+            counts[f"event:{name}"] += number
+        logs.told.clear()
         if not counts:
             return
         try:

@@ -11,7 +11,6 @@ Everything here runs in one gevent hub: code between two calls to Redis is never
 from __future__ import annotations
 
 import dataclasses
-import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +19,12 @@ from typing import Final
 import gevent
 from gevent.event import AsyncResult
 
-from bananas import keys
+from bananas import events, keys
 from bananas.errors import BananasError, RedisUnavailable, RequestError, Unavailable
 from bananas.job import Enqueued, NewJob, Reply
 from bananas.queue import Queue
 from bananas.redis_client import BLOCK_S
 from gateway.hangup import ClientGone
-
-log = logging.getLogger(__name__)
 
 #: Requests that may wait in one process; each holds a connection and a greenlet.
 MAX_WAITERS: Final = 10_000
@@ -169,17 +166,17 @@ class Waiters:
                     self._register_again()
                 replies = self.queue.pop_replies(self.reply_list, BLOCK_S, _BATCH)
                 if not is_connected:
-                    log.warning("replies are read again")
+                    events.REPLIES_BACK()
                 pause_s, is_connected = _BACKOFF_S[0], True
                 for reply in replies:
                     for waiter in self._waiting.get(reply.id, ()):
                         waiter.resolve(reply)
             except RedisUnavailable as e:
                 if is_connected:
-                    log.warning("replies cannot be read: %s", e)
+                    events.REPLIES_AWAY(error=e)
                 is_connected = False
-            except Exception:  # the top of the greenlet: without it every request would wait for nothing
-                log.exception("the reply reader failed and starts again")
+            except Exception as e:  # noqa: BLE001 - the top of the greenlet: without it every request would wait for nothing
+                events.REPLIES_DEFECT(e)
                 is_connected = False
             if not is_connected:
                 gevent.sleep(pause_s)

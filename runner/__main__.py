@@ -9,12 +9,12 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import logging  # noqa: E402 - everything below must see the patched standard library
 import signal  # noqa: E402
 import sys  # noqa: E402
 
 import gevent  # noqa: E402
 
+from bananas import events, logs  # noqa: E402
 from bananas.errors import BananasError  # noqa: E402
 from bananas.settings import Settings  # noqa: E402
 
@@ -46,10 +46,8 @@ def main(argv: list[str]) -> int:
     try:
         settings = Settings.from_env()
         settings.require_redis_url()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-        )
-        logging.getLogger(__name__).info("starting %s", describe_start(settings))
+        logs.set_up(settings, "runner")
+        events.RUNNER_STARTING(what=describe_start(settings))
         supervisor = Supervisor(settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, supervisor.stop)

@@ -6,18 +6,16 @@ Decided by the pool's profile and by what this machine has; nothing of it is a s
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from bananas import events
 from bananas.errors import SandboxStartError
 from bananas.protocols import SandboxProfile
 from runner.egress import Caps
 from runner.gpus import Gpus, Lease
 from runner.relay import Event, Relay
-
-log = logging.getLogger(__name__)
 
 
 def _no_network() -> str:
@@ -65,12 +63,19 @@ class Access:
                     }
                 )
             )
-            # What the sandbox chose is quoted, so that it cannot forge a field or a line.
-            log.info(
-                "egress verdict=%s pool=%s function=%s jobs=%s sandbox=%s target=%r address=%s sent_bytes=%d "
-                "received_bytes=%d ms=%d reason=%r",
-                *(event.verdict, profile.pool, event.function or "-", event.jobs or "-", sandbox_id, event.target),
-                *(event.address or "-", event.sent_bytes, event.received_bytes, event.ms, event.reason),
+            # What the sandbox chose is quoted in every form of a line, so that it cannot forge a field or a line.
+            events.EGRESS(
+                verdict=event.verdict,
+                pool=profile.pool,
+                function=event.function,
+                jobs=event.jobs,
+                sandbox=sandbox_id,
+                target=event.target,
+                address=event.address,
+                sent_bytes=event.sent_bytes,
+                received_bytes=event.received_bytes,
+                ms=event.ms,
+                reason=event.reason,
             )
 
         return Relay(path, profile.egress, on_event, caps=self.caps)

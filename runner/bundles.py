@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import shutil
 import time
@@ -19,10 +18,9 @@ from pathlib import Path
 import gevent
 from gevent.lock import BoundedSemaphore
 
+from bananas import events
 from bananas.errors import DeployError
 from bananas.pack import unpack
-
-log = logging.getLogger(__name__)
 
 #: Unpacked bundles kept on disk; the least lately used go first.
 CACHE_BYTES = 4 * 1024**3
@@ -92,7 +90,7 @@ class BundleCache:
         for _, path in sorted(entries, reverse=True):
             total += self._size(path)
             if total > most_bytes:
-                log.info("bundle cache: dropping %s", path.name)
+                events.BUNDLE_DROPPED(bundle=path.name)
                 with contextlib.suppress(FileNotFoundError):
                     # Away in one step: nobody may find half of it under its name.
                     trash = path.with_name(f"{path.name}.{os.urandom(8).hex()}{_TRASH}")

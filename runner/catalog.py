@@ -6,17 +6,15 @@ again when one is missing, so that an image built after the start is found.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from bananas import events
 from bananas.errors import ImageMissing
 from bananas.protocols import SandboxProfile, Secret
 from bananas.runtimes import build_hint
 from bananas.spec import PoolSpec, RuntimeInfo, Version
 from runner.slot import profile_of
-
-log = logging.getLogger(__name__)
 
 _MAX_VERSIONS = 2000
 
@@ -83,7 +81,7 @@ class Catalog:
         if found != self.runtimes:
             self.runtimes = found
             names = ", ".join(f"{name} ({info.image}, {info.abi})" for name, info in found.items())
-            log.info("runtimes: %s", names or "none; `bananas images build` makes the default one")
+            events.RUNTIMES_FOUND(runtimes=names or "none; `bananas images build` makes the default one")
 
     def profile(self, pool: str, version: Version) -> SandboxProfile:
         """The profile of a stem that may serve the version in the pool; raises ImageMissing or EngineUnavailable."""

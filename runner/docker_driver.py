@@ -7,7 +7,6 @@ are allow-lists: nothing from ``bananas.yaml`` reaches the engine except the num
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
@@ -23,10 +22,9 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
 
+from bananas import events
 from bananas.errors import BananasError, EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.protocols import SandboxProfile
-
-log = logging.getLogger(__name__)
 
 #: Everything the engine does for us is quick; an engine that takes longer is in trouble.
 ENGINE_TIMEOUT_S = 30
@@ -82,10 +80,7 @@ class Engine:
         #: Podman's Docker API answers this key, Docker does not.
         self._is_podman = "BuildahVersion" in info
         if info.get("Rootless") and str(info.get("CgroupVersion")) == "1":
-            log.warning(
-                "Podman without root enforces no limits of memory, CPU and processes with cgroups of version 1; "
-                "run it as root, or boot with systemd.unified_cgroup_hierarchy=1"
-            )
+            events.ENGINE_NO_LIMITS()
 
     def ping(self) -> None:
         """Raise EngineUnavailable unless it answers soon."""
@@ -138,7 +133,7 @@ class Engine:
             try:
                 self.remove(container_id)
             except EngineUnavailable as e:
-                log.warning("left for the sweep: %s", e)
+                events.SANDBOX_LEFT(error=e)
             raise
         return container_id
 
@@ -295,7 +290,7 @@ class Engine:
         except NotFound:
             return None
         except (requests.RequestException, DockerException) as e:
-            log.info("no exit status of container %s: %s", container_id[:12], e)
+            events.ENGINE_NO_STATUS(container=container_id[:12], error=e)
             return None
         return Exited(int(state["ExitCode"]), bool(state["OOMKilled"]))
 
@@ -317,7 +312,7 @@ class Engine:
             # Podman refuses to kill a container that ends in this moment, and keeps it; once it has ended, it may go.
             if not (self._is_podman and isinstance(e.__cause__, APIError) and e.__cause__.status_code == 500):
                 raise
-            log.debug("removing container %s again: %s", container_id[:12], e)
+            events.ENGINE_REMOVE_AGAIN(container=container_id[:12], error=e)
             self.wait_exit(container_id, PODMAN_EXIT_S)
             self._remove(container_id)
 

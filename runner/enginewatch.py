@@ -7,16 +7,14 @@ stops anything; what is running goes on.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 from gevent.lock import BoundedSemaphore
 
+from bananas import events
 from bananas.errors import EngineUnavailable
 from runner.service import PeriodicService
-
-log = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
 #: While it is away.
@@ -76,9 +74,9 @@ class EngineWatch(PeriodicService):
     def _note(self, problem: EngineUnavailable | None) -> None:
         if problem is not None and self._away_since_s is None:
             self._away_since_s = time.monotonic()
-            log.warning("no job is taken until the engine answers again: %s", problem)
+            events.ENGINE_AWAY(error=problem)
         elif problem is None and self._away_since_s is not None:
             away_s = time.monotonic() - self._away_since_s
             self._away_since_s = None
-            log.warning("the engine answers again, after %.1f s", away_s)
+            events.ENGINE_BACK(away_s=away_s)
             self._on_back()

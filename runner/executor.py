@@ -6,14 +6,13 @@ come from a callable, the settlement goes back to the worker. An attempt whose l
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from bananas import retry
+from bananas import events, retry
 from bananas.errors import (
     BananasError,
     DeployError,
@@ -33,8 +32,6 @@ from runner.masking import Mask
 from runner.pool import SandboxPool
 from runner.reasons import EndReason, of_failure
 from runner.slot import Reuse, Seat, binding_of
-
-log = logging.getLogger(__name__)
 
 GetVersion = Callable[[str, str], Version]
 GetProfile = Callable[[str, Version], SandboxProfile]
@@ -169,8 +166,8 @@ class Executor:
             outcome, error = self._sandbox_failed(running, pool, e)
         except (SandboxError, Unavailable, RequestError, DeployError) as e:
             outcome, error = self._not_started(e), _as_error(e)
-        except Exception as e:  # one job's surprise must not end the runner and with it everybody else's jobs
-            log.exception("attempt of job=%s function=%s met a defect of the runner", claim.id, claim.function)
+        except Exception as e:  # noqa: BLE001 - one job's surprise must not end the runner and with it everybody else's jobs
+            events.ATTEMPT_DEFECT(e, job=claim.id, function=claim.function)
             outcome = Outcome.CRASHED if running.sent else Outcome.START
             error = {"type": "InternalError", "message": f"{type(e).__name__}: {e}; see the log of {self._runner}"}
         finally:
@@ -179,16 +176,11 @@ class Executor:
         if running.handed_back and reply is None:
             outcome, error = Outcome.HANDED_BACK, None
         elif running.abandoned and not running.handed_back:
-            log.info("attempt ended unreported job=%s token=%d reason=%s", claim.id, claim.token, running.abandoned)
+            events.ATTEMPT_UNREPORTED(job=claim.id, token=claim.token, reason=running.abandoned)
             return None
         error = running.mask.error(error)
         if error is not None:
-            where = str(error.get("traceback", "")).strip().split("\n")[-3:-1]
-            log.info(
-                "attempt function=%s job=%s outcome=%s %s: %s%s",
-                *(claim.function, claim.id, outcome, error["type"], error["message"]),
-                "".join(f" | {line.strip()}" for line in where),
-            )
+            _tell(claim, outcome, error)
         return self._settlement(running, outcome, error, reply, timings)
 
     def _call(
@@ -267,7 +259,7 @@ class Executor:
         elif reply is not None:
             why_not = EndReason.LEFTOVERS
             if reply.why_not:
-                log.info("sandbox %s of job=%s: %s", running.seat.slot.id, running.claim.id, reply.why_not)
+                events.SANDBOX_NOT_REUSED(sandbox=running.seat.slot.id, why=reply.why_not)
         else:
             why_not = EndReason.FAILED if running.sent else EndReason.FAILED_LOAD
         pool.release(running.seat, reusable=is_reusable, why_not=why_not)
@@ -301,6 +293,32 @@ class Executor:
         )
         result = reply.result if reply is not None and outcome is Outcome.OK else None
         return Settlement(claim, attempt, decision, result or b"", logs, running.untold or b"")
+
+
+def _tell(claim: Claim, outcome: Outcome, error: dict[str, Any]) -> None:
+    """What the function itself raised may quote its arguments, and is in the record anyway."""
+    if outcome not in (Outcome.ERROR, Outcome.PERMANENT):
+        events.ATTEMPT_BROKE(
+            job=claim.id,
+            token=claim.token,
+            function=claim.function,
+            pool=claim.pool,
+            outcome=outcome.value,
+            error=error["type"],
+            detail=error["message"],
+        )
+    elif events.ATTEMPT_FAILED.is_told:
+        lines = str(error.get("traceback", "")).strip().split("\n")[-3:-1]
+        events.ATTEMPT_FAILED(
+            job=claim.id,
+            token=claim.token,
+            function=claim.function,
+            pool=claim.pool,
+            outcome=outcome.value,
+            error=error["type"],
+            detail=error["message"],
+            where=" | ".join(line.strip() for line in lines),
+        )
 
 
 def _outcome_of(reply: CallReply) -> tuple[Outcome, dict[str, Any] | None]:

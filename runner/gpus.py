@@ -9,7 +9,6 @@ by the supervisor and ``runner.holdups``, which offer no more places than there 
 from __future__ import annotations
 
 import fcntl
-import logging
 import re
 import sys
 import time
@@ -20,10 +19,9 @@ from pathlib import Path
 import msgspec
 from gevent.event import Event
 
+from bananas import events
 from bananas.errors import ConfigError, GpusTaken, SandboxStartError
 from bananas.spec import PoolSpec
-
-log = logging.getLogger(__name__)
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 #: For idle sandboxes to give up their devices. It is spent while other sandboxes wait for their start, so not longer.
@@ -117,7 +115,7 @@ class Gpus:
                 "sandboxes of this machine work with them; the job waits until they are"
             )
         if lease.devices:
-            log.info("gpus leased pool=%s devices=%s", pool, ",".join(lease.devices))
+            events.GPUS_LEASED(pool=pool, devices=",".join(lease.devices))
         return lease
 
     def places(self, wanted: int | str, pool: str, idle_elsewhere: int) -> int:

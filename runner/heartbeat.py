@@ -7,16 +7,14 @@ runner may get them. No user code runs in this process, so neither can be held u
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
+from bananas import events
 from bananas.job import Claim
 from bananas.queue import Queue
 from runner.executor import Running
 from runner.service import PeriodicService
-
-log = logging.getLogger(__name__)
 
 #: A beat that is late by more than this means that something held the event loop.
 _LAG_WARN_S = 1.0
@@ -96,7 +94,7 @@ class Heartbeat(PeriodicService):
         lag_s = time.monotonic() - due
         self._on_lag(max(0.0, lag_s))
         if lag_s > _LAG_WARN_S:
-            log.warning("the event loop was held up for %.1f s", lag_s)
+            events.RUNNER_HELD_UP(lag_s=lag_s)
 
 
 class Fence(PeriodicService):
@@ -114,6 +112,6 @@ class Fence(PeriodicService):
         now = time.monotonic()
         for attempt in self._in_flight.all():
             if now - attempt.lease_seen_s > self._fence_s and not attempt.abandoned and not attempt.over:
-                log.warning("ending job=%s: its lease could not be extended", attempt.claim.id)
+                events.ATTEMPT_FENCED(job=attempt.claim.id)
                 attempt.abandon("lease could not be extended")
         return None

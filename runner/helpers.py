@@ -9,11 +9,10 @@ of a container. Called by ``contract_http`` and ``contract_exec``.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from bananas import pack
+from bananas import events, pack
 from bananas.errors import EngineUnavailable, SandboxStartError
 from bananas.protocols import Binding, SandboxProfile
 from bananas.spec import RuntimeInfo
@@ -22,8 +21,6 @@ from runner.bundles import BundleCache
 from runner.ledger import HELPER_MB
 from runner.own_container import Workshop
 from runner.sandbox import DockerSandbox, DockerSandboxFactory
-
-log = logging.getLogger(__name__)
 
 PIDS, TMP_MB = 32, 1
 #: For a helper to take what it is given: it loads a few lines.
@@ -122,4 +119,4 @@ class SecretVolume:
         try:
             memory_volumes.remove(self._workshop.engine, self.name)
         except EngineUnavailable as e:
-            log.warning("left for the sweep: %s", e)
+            events.SANDBOX_LEFT(error=e)

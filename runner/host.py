@@ -9,18 +9,16 @@ engine was away. Any number of instances and runners share an engine.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import socket
 import time
 from pathlib import Path
 
+from bananas import events
 from bananas.errors import ConfigError, EngineUnavailable
 from runner import memory_volumes
 from runner.docker_driver import LABEL_INSTANCE, LABEL_RUNNER, Engine
-
-log = logging.getLogger(__name__)
 
 #: A container of this runner that does not run for this long was left behind; one that ends is removed in 3 s.
 LEFT_S = 20.0
@@ -71,7 +69,7 @@ class Host:
             if owner not in dead:
                 dead[owner] = owner != self.id and self._is_gone(owner)
             if dead[owner]:
-                log.warning("removing container %s of runner %s, which is gone", container[:12], owner)
+                events.CONTAINER_ORPHANED(container=container[:12], runner=owner)
                 self._engine.remove(container)
                 removed += 1
         for volume, owner in memory_volumes.of_instance(self._engine, self._instance).items():
@@ -90,7 +88,7 @@ class Host:
         self._ended = {container: seen.get(container, now_s) for container in ended}
         left = [container for container, since_s in self._ended.items() if now_s - since_s >= LEFT_S]
         for container in left:
-            log.warning("removing container %s, which ended and was left behind", container[:12])
+            events.CONTAINER_LEFT(container=container[:12])
             self._engine.remove(container)
         return len(left)
 

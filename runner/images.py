@@ -9,7 +9,6 @@ that has no network and no rights.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import socket
@@ -25,13 +24,12 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.images import Image
 
+from bananas import events
 from bananas.errors import EngineUnavailable, ImageMissing, SandboxStartError
 from bananas.runtimes import DEFAULT_RUNTIME, NODE_MAJORS, OLDEST_PYTHON, build_hint, parse_runtime
 from bananas.spec import RuntimeInfo
 from runner import hostimage, image_names
 from runner.rootfs import Tree
-
-log = logging.getLogger(__name__)
 
 REPOSITORY = "bananas/python"
 DEFAULT_IMAGE = f"{REPOSITORY}:default"
@@ -116,7 +114,7 @@ def build_from_host(
     *,
     force: bool = False,
     make_default: bool = True,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = lambda step: events.IMAGE_STEP(step=step),
 ) -> RuntimeInfo:
     """Make the base image out of this host's interpreter and tag it ``bananas/python:<X.Y>-host`` and ``:default``.
 
@@ -222,7 +220,7 @@ def discover(client: docker.DockerClient, override: str = "") -> dict[str, Runti
         try:
             info = resolve(client, name, override)
         except (ImageMissing, SandboxStartError) as e:
-            log.warning("runtime %s is not offered: %s", name, e)
+            events.RUNTIME_NOT_OFFERED(runtime=name, error=e)
             continue
         found[name] = info
         if info.python:

@@ -57,9 +57,11 @@ class Mask:
         return {key: self._told(value) for key, value in error.items()}
 
     def _told(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return self.text(value.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+        return self.words(value) if isinstance(value, str) else value
+
+    def words(self, text: str) -> str:
+        """The same for characters."""
+        return self.text(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
 
 def _begun_bytes(word: bytes, text: bytes) -> int:

@@ -6,9 +6,9 @@ this adds what only a runner sees: its engine, its loop, its own share. Names ar
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from prometheus_client import ProcessCollector
 
-from bananas import __version__, metrics
+from bananas import __version__, events, logs, metrics
 from bananas.errors import ConfigError, EngineUnavailable, RedisUnavailable
 from runner.gate import Gate
 from runner.gpus import Gpus
@@ -27,8 +27,6 @@ from runner.ledger import Ledger
 from runner.pool import SandboxPool
 from runner.service import GreenletService
 from runner.tally import Tally
-
-log = logging.getLogger(__name__)
 
 #: Scrapes at a time, and how long a client may take to ask or to read.
 _CLIENTS: Final = 16
@@ -90,7 +88,7 @@ class Sources:
 def text(sources: Sources) -> bytes:
     """Prometheus text of this moment."""
     told = metrics.Exposition(metrics.RUNNER)
-    told.count(sources.tally.totals())
+    told.count(sources.tally.totals() + Counter({f"event:{name}": number for name, number in logs.told.items()}))
     told.set("bananas_runner_build_info", 1, __version__, sources.runner)
     told.set("bananas_runner_attempts_in_flight", len(sources.in_flight))
     told.set("bananas_runner_sandbox_memory_bytes", sources.ledger.used_mb * _MIB)
@@ -145,7 +143,12 @@ class MetricsServer(GreenletService):
     def run(self) -> None:
         """Serve until stopped."""
         server = WSGIServer(
-            self._listener, self._answer, spawn=Pool(_CLIENTS), log=None, error_log=log, handler_class=_Handler
+            self._listener,
+            self._answer,
+            spawn=Pool(_CLIENTS),
+            log=None,
+            error_log=logs.library("pywsgi"),
+            handler_class=_Handler,
         )
         server.start()
         self.stopping.wait()
@@ -168,4 +171,4 @@ class _Handler(WSGIHandler):
         try:
             super().handle()
         except TimeoutError as e:
-            log.debug("a client of /metrics is too slow: %s", e)
+            events.METRICS_SLOW_CLIENT(error=e)

@@ -8,7 +8,6 @@ package manager goes into the image. Talks to Docker through ``images.py``; call
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from bananas import events
 from bananas.errors import ConfigError, DeployError
 from bananas.requirements import find_uv
 from bananas.runtimes import NODE_MAJORS, host_libc
@@ -28,8 +28,6 @@ from bananas.spec import RuntimeInfo
 from runner import images
 from runner.hostimage import GLIBC_LIBRARIES, add_certificates, add_zones, system_library
 from runner.rootfs import Closure, Tree, base_tree, closure
-
-log = logging.getLogger(__name__)
 
 #: Raised when this file makes another image of the same binary.
 RECIPE: Final = 1
@@ -180,7 +178,7 @@ def build_node(
     *,
     force: bool = False,
     make_default: bool = True,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = lambda step: events.IMAGE_STEP(step=step),
 ) -> RuntimeInfo:
     """Make a base image of Node and tag it ``bananas/node:<major>-<source>`` and ``:default``.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-import logging
 import socket
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from gevent.lock import BoundedSemaphore
 
-from bananas import pack, redis_nodes, redis_url
+from bananas import events, pack, redis_nodes, redis_url
 from bananas.errors import BananasError, ProtocolError, SandboxDied, SandboxStartError
 from bananas.protocols import Binding, HandlerLoadError, Invocation, Sandbox
 from bananas.settings import Settings
@@ -33,8 +32,6 @@ from runner.docker_driver import LABEL_INSTANCE, Engine
 from runner.host import Host
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
-
-log = logging.getLogger(__name__)
 
 GOOD_S = 600.0
 BAD_S = 15.0
@@ -193,7 +190,7 @@ class OpenNetwork:
                 self._verdict = self._probe(gateways)
                 self._until_s = time.monotonic() + (BAD_S if self._verdict else GOOD_S)
                 if not self._verdict:
-                    log.info("network %s: a probe from inside reached nothing that it must not", self.name)
+                    events.NETWORK_PROVEN(network=self.name)
         if self._verdict:
             raise SandboxStartError(self._verdict)
         return self.name
@@ -203,7 +200,7 @@ class OpenNetwork:
         try:
             self.require()
         except BananasError as e:
-            log.warning("%s", e)
+            events.NETWORK_REFUSED(error=e)
 
     def close(self) -> None:
         """Remove the bridge, if this runner ever asked for it and no sandbox uses it. Raises EngineUnavailable."""

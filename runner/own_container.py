@@ -6,7 +6,6 @@ the program is the image's, or ``command``. Never pulls an image.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import gevent
 
+from bananas import events
 from bananas.errors import EngineUnavailable, SandboxStartError
 from bananas.protocols import Binding, ExitInfo, SandboxProfile
 from runner.access import Access
@@ -24,8 +24,6 @@ from runner.gate import Gate
 from runner.gpus import Lease
 from runner.ledger import Ledger
 from runner.streams import Listener, Streams
-
-log = logging.getLogger(__name__)
 
 #: For the last output after a kill.
 LAST_OUTPUT_S = 2.0
@@ -174,4 +172,4 @@ def _remove(engine: Engine, container_id: str) -> None:
     try:
         engine.remove(container_id)
     except EngineUnavailable as e:
-        log.warning("left for the sweep: %s", e)
+        events.SANDBOX_LEFT(error=e)

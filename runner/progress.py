@@ -8,19 +8,17 @@ is kept. The executor is its caller.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Final
 
 from gevent.event import Event
 
+from bananas import events
 from bananas.errors import RedisUnavailable
 from bananas.queue import Queue
 from bananas.redis_client import BLOCK_S
 from runner.executor import Running
 from runner.service import GreenletService
-
-log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 0.5
 
@@ -61,7 +59,7 @@ class ProgressTeller(GreenletService):
                 is_away = False
             except RedisUnavailable as e:
                 if not is_away:
-                    log.warning("progress waits for Redis: %s", e)
+                    events.PROGRESS_WAITS(error=e)
                 is_away = True
             self.stopping.wait(timeout=self._period_s)
 

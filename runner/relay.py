@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import socket
 import struct
 import time
@@ -30,8 +29,6 @@ from runner import outbound
 from runner.egress import Caps
 from runner.outbound import Refused, Resolve
 from runner.transport import listen_unix
-
-log = logging.getLogger(__name__)
 
 OnLog = Callable[[bytes], None]
 

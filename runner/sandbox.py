@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import gevent
 
+from bananas import events
 from bananas.errors import ConfigError, EngineUnavailable, SandboxStartError
 from bananas.protocols import Binding, CallReply, Channel, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
@@ -31,8 +31,6 @@ from runner.gpus import Lease
 from runner.relay import Relay
 from runner.shims import SHIMS, Kit
 from runner.transport import SocketListener
-
-log = logging.getLogger(__name__)
 
 PROTOCOL = 1
 #: From the engine's start call to the shim's connection.
@@ -144,14 +142,14 @@ class DockerSandbox:
             try:
                 self._channel.half_close()
             except OSError as e:
-                log.debug("sandbox %s was already closed: %s", self.id, e)
+                events.SANDBOX_CLOSED_ALREADY(sandbox=self.id, error=e)
             gevent.spawn(self._kill)
 
     def _kill(self) -> None:
         try:
             self._engine.remove(self._container_id)
         except EngineUnavailable as e:
-            log.warning("sandbox %s: %s", self.id, e)
+            events.SANDBOX_NOT_REMOVED(sandbox=self.id, error=e)
 
     def terminate(self, on_log: OnLog | None = None) -> ExitInfo:
         """Half-close: the guard in the sandbox kills it at once; read its last words; remove the container."""
@@ -268,7 +266,7 @@ class DockerSandboxFactory:
             try:
                 self._engine.remove(container_id)
             except EngineUnavailable as e:
-                log.warning("left for the sweep: %s", e)
+                events.SANDBOX_LEFT(error=e)
         for part in parts:
             if part is not None:
                 part.close()

@@ -6,16 +6,14 @@ its supervisor (systemd, Compose, ``bananas up``) starts a fresh one. Its jobs c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent.event import Event
 
+from bananas import events
 from bananas.errors import RedisUnavailable
-
-log = logging.getLogger(__name__)
 
 
 class GreenletService:
@@ -73,7 +71,7 @@ class PeriodicService(GreenletService):
             try:
                 pause_s = self.run_once()
             except RedisUnavailable as e:
-                log.warning("%s: %s", self.name, e)
+                events.ROLE_WAITS(role=self.name, error=e)
                 self.unavailable()
                 pause_s = min(1.0, self.period_s)
             self.pause(self.period_s if pause_s is None else pause_s)

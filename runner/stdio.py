@@ -8,13 +8,13 @@ It is the same shim, and the same ``DockerSandbox`` speaks with it. Only for Pyt
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import struct
 import time
 from pathlib import Path
 
+from bananas import events
 from bananas.errors import EngineUnavailable, SandboxDied, SandboxStartError
 from bananas.protocols import Binding, SandboxProfile
 from runner import docker_driver
@@ -26,8 +26,6 @@ from runner.sandbox import CONNECT_TIMEOUT_S, PROTOCOL, DockerSandbox
 from runner.shims import Kit
 from runner.streams import STDOUT
 from runner.transport import is_hung_up
-
-log = logging.getLogger(__name__)
 
 _BRIDGE = Path(__file__).parent / "shim" / "stdio" / "bridge.py"
 #: For a bundle of 50 MiB on a slow line.
@@ -70,7 +68,7 @@ class StdioChannel:
             else:
                 data = self._sock.recv(min(self._left, _SCRATCH_BYTES))
                 self._left -= len(data)
-                log.debug("a bridge wrote: %s", data[:1000])
+                events.BRIDGE_WROTE(data=data[:1000])
             if not data:
                 return 0
             if deadline is not None and time.monotonic() > deadline:
@@ -172,7 +170,7 @@ class StdioSandboxFactory:
             try:
                 self._engine.remove(container_id)
             except EngineUnavailable as e:
-                log.warning("left for the sweep: %s", e)
+                events.SANDBOX_LEFT(error=e)
         for part in (channel, lease):
             if part is not None:
                 part.close()

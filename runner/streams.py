@@ -8,14 +8,13 @@ listens at the moment; what nobody listens to is dropped. Never parses what is p
 
 from __future__ import annotations
 
-import logging
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 
-log = logging.getLogger(__name__)
+from bananas import events
 
 STDOUT, STDERR = 1, 2
 _HEAD = struct.Struct(">BxxxI")
@@ -84,7 +83,7 @@ class Streams:
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError as e:
-            log.debug("the attach stream was closed already: %s", e)
+            events.STREAM_CLOSED(error=e)
 
     def _run(self) -> None:
         try:
@@ -96,7 +95,7 @@ class Streams:
                 if left:
                     break
         except OSError as e:
-            log.debug("the attach stream broke: %s", e)
+            events.STREAM_BROKE(error=e)
         finally:
             self._sock.close()
             self.ended.set()

@@ -6,7 +6,6 @@ grace, hand the rest back to the head of their lanes, end every sandbox, leave.
 
 from __future__ import annotations
 
-import logging
 import time
 from random import SystemRandom
 
@@ -14,6 +13,7 @@ import gevent
 import msgspec
 from gevent.event import Event
 
+from bananas import events
 from bananas.callbacks import Callbacks
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable, SandboxStartError
@@ -61,8 +61,6 @@ from runner.tally import Tally
 from runner.webhook import Sender
 from runner.worker import Bell, Inbox, Worker
 
-log = logging.getLogger(__name__)
-
 RUNTIMES_S = 30.0
 FORMAT_S = 5.0
 #: For ending sandboxes and leaving, after the grace.
@@ -100,13 +98,13 @@ class Supervisor:
             service.start()
         self._refresh_pools()
         self._announcer.run_once()
-        log.info("runner %s serves pools %s", self._host.name, ", ".join(self._pools))
+        events.RUNNER_READY(runner=self._host.name, pools=", ".join(self._pools))
         print(f"runner {self._host.name} ready, pools: {', '.join(self._pools)}", flush=True)
         self._notifier.ready(f"serves {', '.join(self._pools)}")
         self._stop.wait()
         self._shut_down()
         if self._crash:
-            log.critical("%s", self._crash)
+            events.RUNNER_CRASHED(error=self._crash)
             return 1
         return 0
 
@@ -119,7 +117,7 @@ class Supervisor:
         self._metrics = metrics.listen(settings.runner_metrics)
         self._connections.ping()
         for warning in self._health.require():
-            log.warning("%s", warning)
+            events.RUNNER_WARNED(warning=warning)
         engine = Engine()
         self._watch = EngineWatch(self._on_crash, engine.ping, self._engine_is_back)
         self._host = host = Host(settings.state_path, self._registry.instance(), engine)
@@ -234,7 +232,7 @@ class Supervisor:
         """Who tells ends of jobs; nobody here without the key that signs them."""
         box = SecretBox.from_settings(self._settings)
         if box is None:
-            log.info("no BANANAS_SECRET_KEY_FILE: callbacks of jobs are left to runners that have the key")
+            events.RUNNER_NO_CALLBACKS()
             return []
         sender = Sender(self._settings.callback_allow)
         return [CallbackTeller(self._on_crash, Callbacks(self._connections), sender, box.callback_keys)]
@@ -255,7 +253,7 @@ class Supervisor:
         """Prove with a real sandbox that the engine sees the state directory, before any job depends on it."""
         runtime = self._catalog.runtimes.get("python")
         if runtime is None:
-            log.warning("no image for runtime 'python' yet; `bananas images build` makes it")
+            events.IMAGE_MISSING()
             return
         spec = self._registry.pools()["default"]
         profile = profile_of("default", msgspec.structs.replace(spec, egress=()), runtime.image, runtime.image_id)
@@ -267,7 +265,7 @@ class Supervisor:
                     raise
                 self._over_stdio.create(profile).terminate()
                 self._factory.over_stdio(self._over_stdio)
-                log.warning("sandboxes are reached by their standard streams, since sockets do not work: %s", e)
+                events.RUNNER_BY_STDIO(error=e)
         except BananasError as e:
             self._host.leave()
             raise ConfigError(f"this runner cannot start sandboxes on {describe()}: {e}") from e
@@ -276,7 +274,7 @@ class Supervisor:
         self._notifier.stopping()
         grace_s = 0.0 if self._crash else self._settings.grace_s
         if not self._worker.drain(grace_s):
-            log.warning("handing back %d unfinished jobs", len(self._in_flight))
+            events.RUNNER_HANDS_BACK(jobs=len(self._in_flight))
             self._worker.hand_back(EXIT_S)
         deadline = time.monotonic() + EXIT_S
         for service in [*self._bells.values(), *reversed(self._services)]:
@@ -286,17 +284,17 @@ class Supervisor:
             self._announcer.run_once()  # what was counted since the last time
             self._registry.retire(self._host.name)
         except RedisUnavailable as e:
-            log.warning("leaving without saying so: %s", e)
+            events.RUNNER_LEFT_UNHEARD(error=e)
         try:
             self._open_network.close()
         except EngineUnavailable as e:
-            log.warning("%s", e)
+            events.NETWORK_LEFT(error=e)
         self._host.leave()
         self._connections.close()
-        log.info("runner %s left %.1f s before its deadline", self._host.name, deadline - time.monotonic())
+        events.RUNNER_LEFT(runner=self._host.name, spare_s=deadline - time.monotonic())
 
     def _on_crash(self, role: str, error: BaseException) -> None:
-        log.critical("%s died", role, exc_info=error)
+        events.ROLE_DIED(error, role=role)
         self._crash = f"{role} died of {type(error).__name__}: {error}"
         self._stop.set()
 
@@ -330,7 +328,7 @@ class Supervisor:
         try:
             self._refresh_pools()
         except RedisUnavailable as e:
-            log.warning("pools not refreshed: %s", e)
+            events.POOLS_STALE(error=e)
             self._pools_rev = rev - 1
 
     def _refresh_pools(self) -> None:
@@ -365,10 +363,7 @@ class Supervisor:
         """Once for each: it is a typing error, or made later."""
         for name in names:
             if name not in self._unknown_pools:
-                log.warning(
-                    "pool %r of BANANAS_POOLS does not exist; it is served as soon as it is made; there are %s",
-                    *(name, ", ".join(known)),
-                )
+                events.POOL_UNKNOWN(pool=name, known=", ".join(known))
         self._unknown_pools = set(names)
 
     def _publish_runtimes(self) -> None:
@@ -376,7 +371,7 @@ class Supervisor:
             with self._vitals.engine():
                 self._catalog.refresh_runtimes()
         except EngineUnavailable as e:
-            log.warning("runtimes not refreshed: %s", e)
+            events.RUNTIMES_STALE(error=e)
             return
         self._registry.publish_runtimes(self._catalog.runtimes)
         self._upkeep.refresh()  # new images; and the safety net for a message that did not arrive

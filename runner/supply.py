@@ -8,21 +8,19 @@ greenlets switch.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 import gevent
 from gevent.event import Event
 
+from bananas import events
 from bananas.errors import BananasError, SandboxStartError
 from bananas.protocols import SandboxFactory, SandboxProfile
 from runner.gate import Gate
 from runner.ledger import Ledger, footprint_mb
 from runner.reasons import EndReason, Start, StartReason
 from runner.slot import SandboxState, Seat, Slot
-
-log = logging.getLogger(__name__)
 
 #: How long an attempt waits for a sandbox; each create has shorter deadlines, so this passes only behind many.
 WAIT_S = 300.0
@@ -226,9 +224,9 @@ class Supply:
             self._serve(ticket, None)
             return
         if isinstance(error, BananasError):
-            log.warning("no spare sandbox pool=%s: %s", profile.pool, error)
+            events.SPARE_FAILED(pool=profile.pool, error=error)
         else:
-            log.error("making a sandbox of pool %s met a defect of the runner", profile.pool, exc_info=error)
+            events.SPARE_DEFECT(error, pool=profile.pool)
         if is_spare:
             self._on_failure(profile)
 

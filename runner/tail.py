@@ -7,7 +7,6 @@ halves; the rest comes with the record when the attempt ends.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from typing import Final
 
 from gevent.event import Event
 
+from bananas import events
 from bananas.errors import RedisUnavailable
 from bananas.follow import FOLLOW_S, PIECE_BYTES, Follow, Piece
 from bananas.redis_client import BLOCK_S
 from runner.executor import Running
 from runner.service import GreenletService
-
-log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 0.25
 
@@ -83,7 +81,7 @@ class LogTeller(GreenletService):
                 is_away = False
             except RedisUnavailable as e:
                 if not is_away:
-                    log.warning("output that is followed waits for Redis: %s", e)
+                    events.TAIL_WAITS(error=e)
                 is_away = True
             self.stopping.wait(timeout=PERIOD_S)
 

@@ -6,16 +6,14 @@ runner's own ``/metrics`` tells everything since its start. Fields are named as 
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final
 
+from bananas import events
 from bananas.job import Attempt
 from bananas.metrics import PHASES, bucket
 from runner.reasons import EndReason, Start, StartReason
-
-log = logging.getLogger(__name__)
 
 #: Names of functions that are told apart in one life of a runner; those of others come later are one.
 _MOST_FUNCTIONS: Final = 2000
@@ -31,6 +29,10 @@ class Tally:
         #: What Redis has not heard of yet, and what it has.
         self._new: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
+        #: New as well, but put together later, since each attempt adds to it: how often and µs, by the key in
+        #: ``timings``, pool and bucket.
+        self._times: Counter[tuple[str, str, str]] = Counter()
+        self._us: defaultdict[tuple[str, str], float] = defaultdict(float)
         #: What only the runner itself tells.
         self._own: Counter[str] = Counter()
         self._functions: set[str] = set()
@@ -41,18 +43,19 @@ class Tally:
         """One start; ``function`` is empty for a stem."""
         self._new[f"start:{pool}:{self._label(function)}:{start}:{reason}"] += 1
         if start is not Start.WARM:
-            log.info(
-                "sandbox started pool=%s function=%s sandbox=%s start=%s reason=%s wait_ms=%.1f",
-                *(pool, function or "-", sandbox, start, reason or "-", wait_ms),
+            events.SANDBOX_STARTED(
+                pool=pool,
+                function=function,
+                sandbox=sandbox,
+                start=start.value,
+                reason=reason.value,
+                wait_ms=round(wait_ms, 1),
             )
 
     def ended(self, pool: str, function: str, sandbox: str, uses: int, reason: EndReason) -> None:
         """One end."""
         self._new[f"end:{pool}:{self._label(function)}:{reason}"] += 1
-        log.info(
-            "sandbox ended pool=%s function=%s sandbox=%s uses=%d reason=%s",
-            *(pool, function or "-", sandbox, uses, reason),
-        )
+        events.SANDBOX_ENDED(pool=pool, function=function, sandbox=sandbox, uses=uses, reason=reason.value)
 
     def settled(self, pool: str, attempt: Attempt, accepted: bool) -> None:
         """An attempt's end was told; ``accepted``: it was still the job's."""
@@ -60,11 +63,12 @@ class Tally:
             self._own["refused"] += 1
             return
         self._own[f"attempt:{pool}:{attempt.outcome}"] += 1
+        times, us = self._times, self._us
         for name, took_ms in attempt.timings.items():
             # A warm sandbox has loaded its code before: that is no loading in 0 s.
-            if (phase := _TIMINGS.get(name)) is not None and (took_ms or phase != "init"):
-                self._new[f"{phase}:{pool}:{bucket(took_ms / 1000)}"] += 1
-                self._new[f"{phase}_us:{pool}"] += round(took_ms * 1000)
+            if took_ms or name != "init_ms":
+                times[name, pool, bucket(took_ms / 1000)] += 1
+                us[name, pool] += took_ms * 1000
 
     def abandoned(self, why: str) -> None:
         """An attempt was ended without a report."""
@@ -76,6 +80,7 @@ class Tally:
 
     def take(self) -> Counter[str]:
         """Everything that Redis is to hear of, by field."""
+        self._gather()
         counts, self._new = self._new, Counter()
         self._told.update(counts)
         return counts
@@ -87,7 +92,18 @@ class Tally:
 
     def totals(self) -> Counter[str]:
         """Everything since the start, by field."""
+        self._gather()
         return self._told + self._new + self._own
+
+    def _gather(self) -> None:
+        for (name, pool, bound), number in self._times.items():
+            if name in _TIMINGS:
+                self._new[f"{_TIMINGS[name]}:{pool}:{bound}"] += number
+        for (name, pool), us in self._us.items():
+            if name in _TIMINGS:
+                self._new[f"{_TIMINGS[name]}_us:{pool}"] += round(us)
+        self._times.clear()
+        self._us.clear()
 
     def _label(self, function: str) -> str:
         if function not in self._functions:

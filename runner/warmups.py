@@ -6,21 +6,20 @@ and takes in those that are ready.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 import gevent
 from gevent.lock import BoundedSemaphore
 
+from bananas import events
 from bananas.errors import BananasError
 from bananas.protocols import Binding, HandlerLoadError
 from runner.gate import Gate
+from runner.masking import Mask
 from runner.reasons import EndReason
 from runner.slot import Slot, Wish
 from runner.supply import Supply
-
-log = logging.getLogger(__name__)
 
 
 class WarmUps:
@@ -76,9 +75,10 @@ class WarmUps:
                     self._gate.leave(is_spare=True)
                 # What the code prints while it is loaded belongs to no job.
                 self._load(slot, wish.binding, wish.init_timeout_s, lambda _: None)
-        except Exception as e:  # whatever it is, the slot must be given back
+        except Exception as e:  # noqa: BLE001 - whatever it is, the slot must be given back
             is_defect = not isinstance(e, BananasError | HandlerLoadError | TimeoutError)
-            log.warning("min_warm of function %s pool=%s: %s", slot.function, wish.profile.pool, e, exc_info=is_defect)
+            said = Mask(wish.binding.secrets).words(str(e))
+            events.MIN_WARM_FAILED(e if is_defect else None, function=slot.function, pool=wish.profile.pool, error=said)
             self._on_failure(slot, EndReason.FAILED_LOAD)
         else:
             self._on_ready(slot, (time.monotonic() - began) * 1000)

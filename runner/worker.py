@@ -7,13 +7,13 @@ its pools (``Bell``) and looks by itself every 5 seconds, so a lost ring costs a
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 import gevent
 from gevent.event import Event
 
+from bananas import events, logs
 from bananas.errors import RedisUnavailable
 from bananas.job import Claim, Settlement
 from bananas.queue import Queue, Step
@@ -23,8 +23,6 @@ from runner.heartbeat import InFlight
 from runner.pool import SandboxPool
 from runner.service import GreenletService, PeriodicService
 from runner.tally import Tally
-
-log = logging.getLogger(__name__)
 
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -118,7 +116,7 @@ class Worker(GreenletService):
                 failures = 0
             except RedisUnavailable as e:
                 if failures == 0:
-                    log.warning("waiting for Redis: %s", e)
+                    events.WORKER_WAITS(error=e)
                 self.stopping.wait(timeout=_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
                 # Whatever rang while Redis was away is unknown.
@@ -143,9 +141,7 @@ class Worker(GreenletService):
             self._in_flight.remove(claim)
             self._tally.settled(claim.pool, settlement.attempt, accepted)
             if not accepted:
-                log.info(
-                    "report refused job=%s token=%d: the attempt was not the job's any more", claim.id, claim.token
-                )
+                events.ATTEMPT_REFUSED(job=claim.id, token=claim.token)
         for claim in step.claims:
             self._begin(claim, sent_s)
         self._on_step(step)
@@ -180,6 +176,14 @@ class Worker(GreenletService):
         )
 
     def _attempt(self, running: Running, pool: SandboxPool) -> None:
+        claim = running.claim
+        logs.bind(
+            job=claim.id,
+            function=claim.function,
+            version=claim.version,
+            pool=claim.pool,
+            trace=logs.trace_id(claim.traceparent),
+        )
         settlement = self._executor.run(running, pool)
         if settlement is None:
             self._tally.abandoned(running.abandoned)

@@ -5,6 +5,7 @@ their own.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -80,6 +81,15 @@ class Process:
     def text(self) -> str:
         """Everything it printed so far."""
         return self.log.read_text("utf-8", "replace")
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The events of these names that it logged so far."""
+        lines = self.text.splitlines(keepends=True)
+        return [
+            told
+            for line in lines
+            if line.startswith("{") and line.endswith("}\n") and (told := json.loads(line))["event"] in names
+        ]
 
     def kill9(self) -> None:
         """As if its host had died."""

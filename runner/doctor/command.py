@@ -8,14 +8,13 @@ is gone when it ends, and what a killed one left is removed by the next.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from bananas import pack, redis_url
+from bananas import events, pack, redis_url
 from bananas.errors import BananasError, SandboxStartError
 from bananas.findings import Finding
 from bananas.protocols import Sandbox, SandboxFactory
@@ -32,8 +31,6 @@ from runner.host import Host
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
 from runner.stdio import StdioSandboxFactory
-
-log = logging.getLogger(__name__)
 
 #: Below the state directory, and the label of the containers.
 INSTANCE: Final = "doctor"
@@ -120,7 +117,7 @@ def _start(
         except SandboxStartError as e:
             if settings.transport != "auto":
                 raise
-            log.info("no sandbox by a shared directory, trying without: %s", e)
+            events.DOCTOR_NO_SOCKET(error=e)
     return StdioSandboxFactory(*common).create(profile), False
 
 

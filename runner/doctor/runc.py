@@ -7,7 +7,6 @@ change log says it mended counts as well. Called by ``runner.doctor.engine``; as
 from __future__ import annotations
 
 import gzip
-import logging
 import re
 import subprocess
 from collections.abc import Mapping
@@ -15,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from bananas import events
 from bananas.findings import Finding
-
-log = logging.getLogger(__name__)
 
 _DPKG_S: Final = 10.0
 _CHANGES: Final = Path("/usr/share/doc/runc/changelog.Debian.gz")
@@ -135,7 +133,7 @@ def _package(version: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_DPKG_S, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as e:
-        log.debug("no package of runc is known: %s", e)
+        events.RUNC_PACKAGE_UNKNOWN(error=e)
         return ""
     status, _, package = done.stdout.strip().partition(" ")
     package = package.strip()
@@ -148,6 +146,6 @@ def _mended(changes: Path = _CHANGES) -> frozenset[str]:
         with gzip.open(changes) as file:
             text = file.read(_CHANGES_BYTES).decode("utf-8", "replace")
     except (OSError, EOFError) as e:
-        log.debug("the change log of runc's package cannot be read: %s", e)
+        events.RUNC_CHANGES_UNKNOWN(error=e)
         return frozenset()
     return frozenset(re.findall(r"CVE-\d{4}-\d{4,7}", text))

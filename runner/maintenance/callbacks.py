@@ -7,7 +7,6 @@ one id. Nothing here delays a job: its end is settled before this hears of it.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter
@@ -17,14 +16,12 @@ from typing import Final
 
 from gevent.pool import Pool
 
-from bananas import webhooks
+from bananas import events, webhooks
 from bananas.callbacks import Callbacks, Delivery, Verdict
 from bananas.errors import RedisUnavailable
 from bananas.redis_client import BLOCK_S
 from runner.service import GreenletService
 from runner.webhook import Forbidden, Sender, Unanswered
-
-log = logging.getLogger(__name__)
 
 #: Deliveries at a time, in one runner; and of those to one receiver that did not answer last time.
 _AT_ONCE: Final = 32
@@ -86,7 +83,7 @@ class CallbackTeller(GreenletService):
             try:
                 self._turn()
             except RedisUnavailable as e:
-                log.warning("callbacks: %s", e)
+                events.CALLBACKS_WAIT(error=e)
                 self.stopping.wait(timeout=1.0)
 
     def _turn(self) -> None:
@@ -104,7 +101,7 @@ class CallbackTeller(GreenletService):
             self._tell(delivery)
         except RedisUnavailable as e:
             # Whoever takes it after its lease sends it again.
-            log.warning("callback=%s could not be settled: %s", delivery.id, e)
+            events.CALLBACK_UNSETTLED(job=delivery.id, error=e)
         except Exception as e:  # noqa: BLE001 - the top of a greenlet: reported, then the runner ends
             self._on_crash(self.name, e)
 
@@ -129,12 +126,10 @@ class CallbackTeller(GreenletService):
 
     def _settle(self, delivery: Delivery, place: str, verdict: Verdict, delay_ms: int, why: str) -> None:
         became = self._callbacks.told(delivery, verdict, delay_ms, why)
-        level = logging.INFO if became in ("delivered", "stale") else logging.WARNING
-        log.log(
-            level,
-            "callback=%s to=%s try=%d %s%s",
-            *(delivery.id, place, delivery.number, became, f": {why}" if why else ""),
-        )
+        if became in ("delivered", "stale"):
+            events.CALLBACK_DELIVERED(job=delivery.id, to=place, number=delivery.number, became=became)
+        else:
+            events.CALLBACK_FAILED(job=delivery.id, to=place, number=delivery.number, became=became, error=why)
 
     def _send(self, delivery: Delivery, place: str, delay_ms: int) -> tuple[Verdict, int, str]:
         """One try: the verdict, ms until the next, and what went wrong."""

@@ -6,17 +6,15 @@ It also audits the queue, some records in each round: what should not exist is p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+from bananas import events
 from bananas.errors import EngineUnavailable
 from bananas.leftovers import Leftovers
 from bananas.queue import Queue
 from runner.bundles import BundleCache
 from runner.host import Host
 from runner.service import PeriodicService
-
-log = logging.getLogger(__name__)
 
 _PERIOD_S = 30.0
 _BATCH = 1000
@@ -52,7 +50,7 @@ class Janitor(PeriodicService):
         try:
             self._host.sweep()
         except EngineUnavailable as e:
-            log.warning("janitor: %s", e)
+            events.SWEEP_FAILED(error=e)
         self._audit()
         self._tidy()
         return 0.0 if self._queue.sweep(_BATCH) >= _BATCH else None
@@ -61,7 +59,7 @@ class Janitor(PeriodicService):
         for _ in range(_AUDIT_LOOKS):
             self._leftovers.forget(_AUDIT_COUNT)
             if gone := self._leftovers.look(_BATCH):
-                log.info("%d archives that no version needs go in an hour", gone)
+                events.BUNDLES_LET_GO(archives=gone)
 
     def _audit(self) -> None:
         for _ in range(_AUDIT_LOOKS):
@@ -69,6 +67,6 @@ class Janitor(PeriodicService):
             self._cursor = audit.cursor
             if audit.repaired:
                 kinds = " ".join(f"{kind}={n}" for kind, n in sorted(audit.repaired.items()))
-                log.warning("the queue held what should not exist; repaired %s", kinds)
+                events.QUEUE_REPAIRED(repaired=kinds)
             if not audit.cursor:
                 return

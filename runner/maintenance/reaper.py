@@ -5,14 +5,12 @@ After a Redis outage it waits one lease: live runners could not extend theirs me
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
+from bananas import events
 from bananas.queue import Queue
 from runner.service import PeriodicService
-
-log = logging.getLogger(__name__)
 
 
 class Reaper(PeriodicService):
@@ -46,5 +44,5 @@ class Reaper(PeriodicService):
             return None
         returned, poisoned = self._queue.reap()
         if returned or poisoned:
-            log.warning("reaped leases returned=%d poisoned=%d", returned, poisoned)
+            events.LEASES_REAPED(returned=returned, poisoned=poisoned)
         return 0.0 if returned + poisoned >= 500 else None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+from bananas import events
 from bananas.redis_client import BLOCK_S
 from bananas.schedules import Schedules
 from runner.service import PeriodicService
-
-log = logging.getLogger(__name__)
 
 
 class Scheduler(PeriodicService):
@@ -25,5 +23,5 @@ class Scheduler(PeriodicService):
         """Fire what is due; returns seconds until the next slot."""
         look = self._schedules.look()
         if look.fired:
-            log.info("fired %d slots of schedules", len(look.fired))
+            events.SCHEDULE_FIRED(slots=len(look.fired))
         return BLOCK_S if look.next_ms is None else min(BLOCK_S, look.next_ms / 1000)

@@ -6,12 +6,12 @@ role for all pools of a runner. It sleeps until the next expiry; a change, a tak
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
 import gevent
 
+from bananas import events
 from bananas.errors import BananasError, EngineUnavailable, ImageMissing, RedisUnavailable
 from bananas.protocols import SandboxProfile
 from bananas.spec import FunctionSpec, Version
@@ -21,8 +21,6 @@ from runner.ledger import Ledger
 from runner.pool import SandboxPool
 from runner.service import GreenletService
 from runner.slot import Plan, Reuse, Wish, binding_of
-
-log = logging.getLogger(__name__)
 
 #: Without any reason to look.
 _LONGEST_S = 600.0
@@ -89,7 +87,7 @@ class Upkeep(GreenletService):
             try:
                 self._prepare()
             except (RedisUnavailable, EngineUnavailable) as e:
-                log.warning("not prepared for what is deployed now: %s", e)
+                events.UPKEEP_WAITS(error=e)
                 self._is_stale = True
         waits = [_AGAIN_S if self._is_stale else _LONGEST_S]
         for pool in list(self._pools.values()):
@@ -105,7 +103,7 @@ class Upkeep(GreenletService):
             except RedisUnavailable:
                 raise
             except BananasError as e:  # removed between the two reads
-                log.info("function %s is not prepared: %s", name, e)
+                events.UPKEEP_SKIPPED(function=name, error=e)
         for pool in list(self._pools.values()):
             pool.prepare(Plan(self._stems(pool, versions), self._wishes(pool, versions), current))
         self._warn()
@@ -168,7 +166,7 @@ class Upkeep(GreenletService):
         """Once."""
         if warning not in self._told and len(self._told) < _MOST_WARNINGS:
             self._told.add(warning)
-            log.warning("%s", warning)
+            events.UPKEEP_ADVICE(warning=warning)
 
     def _prefetch(self, version: Version) -> None:
         for sha256 in (version.bundles.code, version.bundles.deps):
@@ -176,7 +174,7 @@ class Upkeep(GreenletService):
                 if sha256 is not None:
                     self._fetch(sha256)
             except (BananasError, OSError) as e:  # the first call tries again, and tells
-                log.warning("bundle of function %s not fetched ahead: %s", version.function, e)
+                events.BUNDLE_NOT_FETCHED(function=version.function, error=e)
 
 
 def _pools_of(spec: FunctionSpec) -> tuple[str, ...]:

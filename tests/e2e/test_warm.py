@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,10 +35,10 @@ def attempt(platform: Platform, function: str, payload: object = 1) -> dict[str,
 def spare(platform: Platform, pool: str) -> set[str]:
     """Ids of the stems that are there now; the gauges are told every 2 s only, so this reads what the runner logs."""
     found: set[str] = set()
-    for line in "".join(p.text for p in platform.processes if p.name.startswith("runner")).splitlines():
-        match = re.search(r"sandbox (started|ended) pool=(\S+) .*sandbox=(\S+)(?: start=(\S+))?", line)
-        if match and match[2] == pool:
-            (found.add if match[4] == "spare" else found.discard)(match[3])
+    for process in platform.processes:
+        for told in process.events("sandbox.started", "sandbox.ended"):
+            if told["pool"] == pool:
+                (found.add if told.get("start") == "spare" else found.discard)(told["sandbox"])
     return found
 
 

@@ -79,9 +79,9 @@ def test_every_answer_has_a_request_id(client, caplog):
         answer = client.get("/nothing", headers={"X-Request-Id": bad})
         assert_problem(answer, 404, "not-found")
         assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["X-Request-Id"])
-    with caplog.at_level("DEBUG", "gateway.requestid"):
+    with caplog.at_level("DEBUG", "bananas.request"):
         send(client, "POST", "/jobs", {"name": "nobody"})
-    [record] = [record for record in caplog.records if record.name == "gateway.requestid"]
+    [record] = [record for record in caplog.records if record.name == "bananas.request"]
     assert re.fullmatch(r"request=[0-9a-f]{16} POST /jobs: 404", record.getMessage())
 
 

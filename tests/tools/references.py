@@ -8,6 +8,7 @@ from typing import Final
 from tests.tools import (
     api_reference,
     cli_reference,
+    events_reference,
     manifest_reference,
     metrics_reference,
     redis_keys,
@@ -18,6 +19,7 @@ from tests.tools import (
 PAGES: Final[tuple[ModuleType, ...]] = (
     api_reference,
     cli_reference,
+    events_reference,
     manifest_reference,
     metrics_reference,
     redis_keys,

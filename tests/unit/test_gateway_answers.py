@@ -15,7 +15,7 @@ from werkzeug.exceptions import ClientDisconnected
 from bananas import errors
 from bananas.job import JobRecord, JobState
 from bananas.settings import LIMITS
-from gateway import answers, guard, listen, problems, records
+from gateway import guard, listen, problems, records
 
 
 @pytest.fixture

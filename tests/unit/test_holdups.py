@@ -67,7 +67,7 @@ def test_an_engine_that_goes_is_noticed_at_once_by_who_fails_and_its_return_by_i
     engine.is_there = True
     assert engine.back.wait(20)
     assert watch.answers
-    said = [record.message for record in caplog.records if record.name == "runner.enginewatch"]
+    said = [record.message for record in caplog.records if record.name == "bananas.engine"]
     assert [text.partition(",")[0].partition(":")[0] for text in said] == [
         "no job is taken until the engine answers again",
         "the engine answers again",
