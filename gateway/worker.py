@@ -13,12 +13,15 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from gevent import GreenletExit
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
 from gunicorn.util import write_nonblock  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
+
+from gateway.onewrite import serve
 
 if TYPE_CHECKING:
     from gateway.wait import Waiters  # not at run time: the master imports this file before anything is patched
@@ -50,7 +53,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until a signal, then until all is answered or the grace is over. Called by gunicorn after the fork."""
         self._told_to_stop = Event()
-        servers = [self._serve(listener) for listener in self.sockets]
+        pools = [Pool(self.worker_connections) for _ in self.sockets]
+        servers = [self._serve(listener, pool) for listener, pool in zip(self.sockets, pools, strict=True)]
         while self.alive:
             self.notify()
             self._told_to_stop.wait(BEAT_S)
@@ -59,15 +63,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         deadline = time.monotonic() + self.cfg.graceful_timeout
         while time.monotonic() < deadline:
             self.notify()
-            if all([server.pool.join(BEAT_S) for server in servers]):
+            if all(pool.join(BEAT_S) for pool in pools):
                 return
         self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
         for server in servers:
             server.stop(timeout=1)
 
-    def _serve(self, listener: Any) -> StreamServer:
+    def _serve(self, listener: Any, pool: Pool) -> StreamServer:
         listener.setblocking(True)
-        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=pool)
         if self.cfg.workers > 1:
             server.max_accept = 1  # the next connection may be another process's
         server.start()
@@ -87,11 +91,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._idle.discard(client)
 
-    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> Any:
+    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         """One request on it."""
         self._idle.discard(sock)
         try:
-            return super().handle_request(listener_name, req, sock, addr)
+            serve(self.wsgi, req, sock, addr, listener_name, self.cfg, last=not self.alive)
+        except (GreenletExit, SystemExit):
+            self.log.debug("a request was ended with its process")
         finally:
             self._idle.add(sock)
 
