@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bananas.client_types import Job, Submitted
 
 _OVER = ("completed", "failed", "cancelled")
+#: Who waits for a job, or follows it, outlives a gateway that is started anew.
+_PATIENCE_S = 30.0
 _key_option = click.option(
     "--unique-key", metavar="KEY", help="With the same key again, it is the first job that is meant."
 )
@@ -117,7 +119,7 @@ def submit(name: str, payload: str | None, wait: str | None, output: str, **opti
         job = gateway.submit(name, body, **options)
         if wait is None:
             return _submitted(job, output)
-        record = _until_over(gateway, job["id"], parse_time_ms(wait) / 1000)
+        record = _until_over(job["id"], wait)
     _print(record, output)
     return _verdict(record, wait)
 
@@ -213,7 +215,10 @@ def show(job_id: str, wait: str | None, output: str) -> None:
       bananas jobs show 019ab1f2-… --wait 30s
     """
     with client() as gateway:
-        _print(_until_over(gateway, job_id, parse_time_ms(wait) / 1000 if wait else 0), output)
+        record = gateway.job(job_id)  # at once when nobody is there, or there is no such job
+        if wait and record["status"] not in _OVER:
+            record = _until_over(job_id, wait)
+    _print(record, output)
 
 
 @jobs.command()
@@ -231,7 +236,9 @@ def logs(job_id: str, output: str, follow: bool) -> int:
     """
     with client() as gateway:
         if follow:
-            return _follow(gateway, job_id, output)
+            gateway.job(job_id)  # at once when nobody is there, or there is no such job
+            with client(_PATIENCE_S) as patient:
+                return _follow(patient, job_id, output)
         text = gateway.logs(job_id)
     if output == "json":
         print_json({"id": job_id, "logs": text})
@@ -278,14 +285,15 @@ def _submitted(job: Submitted, output: str) -> int:
     return 0
 
 
-def _until_over(gateway: Client, job_id: str, wait_s: float) -> Job:
-    """The record at the job's end, or as it is after ``wait_s``."""
+def _until_over(job_id: str, wait: str) -> Job:
+    """The record at the job's end, or as it is after that time."""
     from bananas.errors import JobNotOver
 
-    try:
-        return gateway.wait(job_id, wait_s)
-    except JobNotOver as e:
-        return cast("Job", e.job)
+    with client(_PATIENCE_S) as gateway:
+        try:
+            return gateway.wait(job_id, parse_time_ms(wait) / 1000)
+        except JobNotOver as e:
+            return cast("Job", e.job)
 
 
 def _print(record: Job, output: str) -> None:

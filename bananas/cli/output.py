@@ -56,13 +56,12 @@ def time_option(flag: str, says: str) -> Callable[[_Command], _Command]:
     return click.option(flag, type=time_text, metavar="TIME", help=says)
 
 
-def client() -> Client:
-    """A client of the gateway named by --url or BANANAS_URL."""
+def client(patience_s: float = 0) -> Client:
+    """A client of the gateway named by --url or BANANAS_URL; without patience it sends nothing twice."""
     from bananas.client import Client
 
     context, settings = click.get_current_context(), Settings.from_env()
-    # Whoever sits before it sees what is wrong sooner than a program would.
-    return Client((context and context.obj) or settings.url, settings.token, patience_s=0)
+    return Client((context and context.obj) or settings.url, settings.token, patience_s=patience_s)
 
 
 def remove_each(names: Sequence[str], remove: Callable[[str], object], output: str) -> None:

@@ -153,6 +153,20 @@ def test_wrong_options_are_exit_code_2(gateway: StubGateway, bananas: Cli, args:
     assert problem in " ".join(done.err.split())
 
 
+def test_a_wait_and_followed_output_outlive_a_gateway_that_goes(gateway: StubGateway, bananas: Cli) -> None:
+    """Once it is known that there is one, and such a job; who calls nobody hears it at once."""
+    gateway.record("j1", status="processing")
+    end = b'event: end\ndata: {"id": "j1", "status": "completed"}\n\n'
+    gateway.faults.extend([(200, gateway.jobs["j1"], {}), "lost", "lost", (200, gateway.jobs["j1"], {})])
+    gateway.record("j1")
+    assert bananas("jobs", "show", "j1", "--wait", "60s").code == 0
+    assert len(gateway.calls) >= 5
+    gateway.faults.extend([(200, gateway.jobs["j1"], {}), "lost", (200, end, {})])
+    assert bananas("jobs", "logs", "-f", "j1").code == 0
+    gateway.faults.append("lost")
+    assert bananas("jobs", "show", "j1", "--wait", "60s").code == 3
+
+
 def test_submit_with_wait_ends_with_the_job(gateway: StubGateway, bananas: Cli) -> None:
     """0 when it completed, 4 when it failed, 1 when it is not over."""
     done = bananas("jobs", "submit", "hello", "--wait", "30s")

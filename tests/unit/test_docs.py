@@ -70,7 +70,7 @@ def test_links_between_documents_lead_somewhere(document):
     "module",
     [
         *("bananas.units", "bananas.retry", "bananas.cron", "bananas.codec", "bananas.redis_client"),
-        *("bananas.webhooks", "runner.maintenance.callbacks"),
+        *("bananas.webhooks", "bananas.addresses", "runner.maintenance.callbacks"),
     ],
 )
 def test_doctests(module):
