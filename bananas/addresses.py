@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from bananas.targets import literal
+
 #: IPv4 inside IPv6: translated by a NAT64 gateway.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -29,3 +31,15 @@ def is_public(address: str) -> bool:
             carried.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
     bad = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved or ip.is_unspecified
     return ip.is_global and not bad and all(is_public(str(v4)) for v4 in carried if v4 is not None)
+
+
+def place(host: str, port: int) -> str:
+    """``host:port`` in one spelling, by which places are compared.
+
+    >>> place("Hooks.Local", 80), place("FD00:0::5", 443)
+    ('hooks.local:80', '[fd00::5]:443')
+    """
+    address = literal(host)
+    if address is not None and address.version == 6:
+        return f"[{address}]:{port}"
+    return f"{host.lower()}:{port}"

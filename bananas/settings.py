@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bananas import redis_url
+from bananas.addresses import place
 from bananas.errors import ConfigError
 from bananas.units import parse_size_mb
 
@@ -164,11 +165,13 @@ def _names(raw: str) -> tuple[str, ...]:
 
 
 def _places(raw: str) -> tuple[str, ...]:
-    names = tuple(name.lower() for name in _names(raw))
-    for name in names:
-        if not re.fullmatch(r"([a-z0-9._-]+|\[[0-9a-f:.]+\]):[0-9]{1,5}", name):
+    found = []
+    for name in _names(raw):
+        match = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", name)
+        if match is None or not 1 <= int(match[2]) <= 65535:
             raise ValueError(f"{name!r} is not host:port; write for example 10.0.0.5:8000,hooks.local:443")
-    return names
+        found.append(place(match[1].strip("[]"), int(match[2])))
+    return tuple(found)
 
 
 def _devices(raw: str) -> tuple[str, ...]:

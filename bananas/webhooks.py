@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from bananas.addresses import is_public
+from bananas.addresses import is_public, place
 from bananas.errors import BadSignature
 from bananas.settings import LIMITS
 from bananas.targets import literal
@@ -51,11 +51,6 @@ class Url:
     def place(self) -> str:
         """``host:port``, as in BANANAS_CALLBACK_ALLOW."""
         return place(self.host, self.port)
-
-
-def place(host: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host.lower()}:{port}"
 
 
 def parse_url(text: str) -> Url:

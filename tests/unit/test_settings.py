@@ -23,6 +23,8 @@ from bananas.settings import Settings
         ("GRACE_S", "nan", "must be 0 to 86400 seconds"),
         ("SANDBOX_MEMORY", "63M", "must be at least 64M"),
         ("POOLS", " , ", "must hold at least one name"),
+        ("CALLBACK_ALLOW", "10.0.0.5", "'10.0.0.5' is not host:port; write for example 10.0.0.5:8000"),
+        ("CALLBACK_ALLOW", "a:1,b:99999", "'b:99999' is not host:port"),
         ("LOG_LEVEL", "loud", "must be one of debug, info, warning, error"),
     ],
 )
@@ -73,3 +75,9 @@ def test_what_is_no_address_is_refused(raw: str) -> None:
     """With an example."""
     with pytest.raises(ConfigError, match=r"BANANAS_RUNNER_METRICS.*such as 127\.0\.0\.1:9464"):
         Settings.from_env({"BANANAS_RUNNER_METRICS": raw})
+
+
+def test_receivers_of_callbacks_are_kept_in_one_spelling() -> None:
+    """However an address or a name is written, it is the same place."""
+    settings = Settings.from_env({"BANANAS_CALLBACK_ALLOW": "Hooks.Local:80, [FD00:0::5]:443,10.0.0.5:8000"})
+    assert settings.callback_allow == ("hooks.local:80", "[fd00::5]:443", "10.0.0.5:8000")
