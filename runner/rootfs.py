@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from bananas.errors import ConfigError
 #: 1980-01-01, the earliest time that zip files can hold; one time for all makes the tar reproducible.
 MTIME_S = 315_532_800
 LDD_TIMEOUT_S = 60
+#: Of glibc, by architecture; below /.
+LOADERS = ("lib64/ld-linux-*.so.*", "lib/ld-linux-*.so.*")
 _MERGED = re.compile(r"^/(bin|sbin|lib|lib32|lib64|libx32)(?=/|$)")
 _NEEDED = re.compile(r"^\s+(\S+) => (\S+|not found)(?: \(0x[0-9a-f]+\))?$")
 _LOADER = re.compile(r"^\s+(/\S*/ld[-.\w]*\.so\.\d+)(?: => \S+)? \(0x[0-9a-f]+\)$")
@@ -154,7 +157,7 @@ class Closure:
 def closure(binaries: Iterable[Path]) -> Closure:
     """What the dynamic loader of this host would load for these executables and shared objects.
 
-    Runs ``ldd`` once for all of them; the file found first stands for a name. Raises ConfigError without an ldd.
+    The file found first stands for a name. Raises ConfigError when neither ldd nor the loader can be asked.
     """
     files = list(dict.fromkeys(binaries))
     libraries: dict[str, Path] = {}
@@ -175,16 +178,25 @@ def closure(binaries: Iterable[Path]) -> Closure:
 
 
 def _ldd(files: Sequence[Path]) -> str:
+    """What ldd prints for all of them. It is a shell script around the loader; an image of ours has only that."""
     if not files:
         return ""
-    command = ["ldd", *map(str, files)]
+    if shutil.which("ldd"):
+        return _ask(["ldd", *map(str, files)])
+    loader = next((path for place in LOADERS for path in sorted(Path("/").glob(place))), None)
+    if loader is None:
+        raise ConfigError(f"no ldd on PATH lists the libraries of {files[0]}; on Debian it is in libc-bin")
+    return "".join(f"{file}:\n{_ask([str(loader), '--list', str(file)])}" for file in files)
+
+
+def _ask(command: list[str]) -> str:
     try:
-        # A static binary makes ldd exit with 1 and print a line that matches nothing: it needs nothing.
+        # A static binary makes it exit with 1 and print a line that matches nothing: it needs nothing.
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=LDD_TIMEOUT_S, env={**os.environ, "LC_ALL": "C"}
         )
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise ConfigError(f"ldd cannot list the libraries of {files[0]}: {e}; on Debian it is in libc-bin") from e
+        raise ConfigError(f"{command[0]} cannot list the libraries of {command[-1]}: {e}") from e
     return done.stdout
 
 

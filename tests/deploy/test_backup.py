@@ -111,6 +111,7 @@ def test_a_snapshot_alone_is_not_read(copies: Copies) -> None:
         assert client.dbsize() == 0
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["aof", "rdb"])
 def test_a_restored_redis_goes_on_with_everything(copies: Copies, kind: str) -> None:
     """Each job of before the backup is there, what had not ended runs, and nothing that was deployed is missing."""

@@ -7,6 +7,7 @@ The image's files are this checkout's, mounted into the base image; the image it
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import os
 import sysconfig
@@ -62,14 +63,14 @@ class Pods:
         """The main container of a component, as the kubelet would start it."""
         return self.start_in(component(self.objects, name)["spec"]["template"]["spec"], name)
 
-    def start_in(self, pod: dict[str, Any], name: str) -> Any:
-        """One container of a pod."""
+    def start_in(self, pod: dict[str, Any], name: str, *more: str) -> Any:
+        """One container of a pod; ``more`` are further words of its command."""
         [spec] = [each for each in containers(pod) if each["name"] == name]
         context = {**pod["securityContext"], **spec["securityContext"]}
         volumes, tmpfs = self._mounts(pod, spec)
         container = self.engine.containers.create(
             self._images.get(name, self.base.image),
-            command=[*spec.get("command", []), *self._args(spec)],
+            command=[*spec.get("command", []), *self._args(spec), *more],
             user=f"{context['runAsUser']}:{context.get('runAsGroup', 0)}",
             group_add=[str(context["fsGroup"])] if "fsGroup" in context else [],
             read_only=context["readOnlyRootFilesystem"],
@@ -190,6 +191,7 @@ def release(engine: docker.DockerClient, run: Run, base_image: RuntimeInfo, redi
             pods.close()
 
 
+@pytest.mark.timeout(300)
 def test_the_release_runs_as_rendered(release: Pods) -> None:
     """From nothing by the steps of NOTES to a call that reads a secret; then all leave within their grace."""
     release.start("valkey")
@@ -222,6 +224,21 @@ def test_the_release_runs_as_rendered(release: Pods) -> None:
         container.stop(timeout=pod["terminationGracePeriodSeconds"])
         assert container.wait(timeout=READY_S)["StatusCode"] == 0, release.said(container)
     assert release.sandboxes() == []
+
+
+def test_the_image_of_sandboxes_is_made_in_the_pod(release: Pods) -> None:
+    """By the init container, out of the app's own image and without any registry; here under another name."""
+    objects = render({"runner": {"engine": {"type": "node"}}})
+    tag = f"bananas/{release.network.name}:made"
+    try:
+        pod = component(objects, "runner")["spec"]["template"]["spec"]
+        made = release.start_in(pod, "sandbox-image", "--tag", tag, "--keep-default")
+        assert made.wait(timeout=READY_S)["StatusCode"] == 0, release.said(made)
+        found = release.engine.images.get(tag)
+        assert found.labels["org.bananas.runtime"] == "python"
+    finally:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            release.engine.images.remove(tag, force=True)
 
 
 def notes_command(values: dict[str, Any]) -> list[str]:

@@ -105,6 +105,7 @@ def use(client: Client, tag: str) -> list[str]:
     return [late, again, broken, sleeper]
 
 
+@pytest.mark.timeout(300)
 def test_a_mix_of_two_releases_does_all_that_both_know(mixed: Mixed) -> None:
     """Through an upgrade with either kind of process first, calls, retries, delays, cancels and deploys go on."""
     old_gateway, old_client = mixed.gateway(old=True)
