@@ -269,7 +269,10 @@ def handle(event, context):
         return [attached, call("ptrace", 17, keeper, 0, 0)]
     time.sleep(60)
 """
-SETTINGS = "    timeout: 3s\n    retries: 0"
+#: Only what takes for ever has a short timeout; the others have one that a busy machine does not reach.
+SHORT, LONG = "    timeout: 3s\n    retries: 0", "    timeout: 30s\n    retries: 0"
+#: Far from the end of what takes for ever, and below the long timeout.
+RUN_MS = 20_000
 IS_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 CGROUP = "/sys/fs/cgroup/memory.max" if IS_V2 else "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
@@ -277,8 +280,10 @@ CGROUP = "/sys/fs/cgroup/memory.max" if IS_V2 else "/sys/fs/cgroup/memory/memory
 @pytest.fixture(scope="module")
 def app(platform: Platform) -> Platform:
     platform.deploy({"neighbour": neighbours.SOURCE})
-    platform.deploy({name: HEAD + source for name, source in ATTACKS.items()}, SETTINGS)
-    platform.deploy({"gets_out": HEAD + OUT, "traces": HEAD + PTRACE}, SETTINGS)
+    endless = {name for name, (outcomes, _) in FATES.items() if "timeout" in outcomes} | {"traces"}
+    attacks = {**ATTACKS, "gets_out": OUT, "traces": PTRACE}
+    platform.deploy({name: HEAD + source for name, source in attacks.items() if name in endless}, SHORT)
+    platform.deploy({name: HEAD + source for name, source in attacks.items() if name not in endless}, LONG)
     return platform
 
 
@@ -292,7 +297,7 @@ def beside(app: Platform) -> Iterator[Neighbours]:
 
 def attack(app: Platform, name: str, payload: Any = None) -> dict[str, Any]:
     """The record of one call that is over."""
-    return app.finished(app.client.submit(name, payload)["id"])
+    return app.finished(app.client.submit(name, payload)["id"], 60)
 
 
 @pytest.mark.parametrize("name", FATES)
@@ -303,7 +308,7 @@ def test_an_attack_ends_its_own_attempt_only(app: Platform, name: str) -> None:
     last = record["history"][-1]
     assert last["outcome"] in outcomes, record
     assert last["error"]["type"] in kinds, record
-    assert last["timings"]["run_ms"] < 8000
+    assert last["timings"]["run_ms"] < RUN_MS
     assert app.client.invoke("neighbour", 0)
 
 
