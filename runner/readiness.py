@@ -71,7 +71,9 @@ class Readiness:
             return None
         current = self._plan.versions.get(slot.function)
         if current == slot.version:
-            return None
+            identity = self._plan.identities.get(slot.function)
+            is_current = identity is None or not isinstance(slot.key, tuple) or slot.key[1:] == identity
+            return None if is_current else EndReason.NEW_SECRET
         return EndReason.REMOVED if current is None else EndReason.NEW_VERSION
 
     def is_wanted(self, wish: Wish) -> bool:

@@ -43,6 +43,7 @@ class EndReason(StrEnum):
     MAX_LIFETIME = "max_lifetime"
     SINGLE_USE = "single_use"
     NEW_VERSION = "new_version"  # its function has another version by now
+    NEW_SECRET = "new_secret"  # noqa: S105 - a secret of its function has another value by now
     REMOVED = "removed"  # its function was removed
     POOL_CHANGED = "pool_changed"  # the pool's settings or the image are others by now
     SURPLUS = "surplus"  # a stem that nobody needs

@@ -70,6 +70,8 @@ class Plan:
     wishes: tuple[Wish, ...] = ()
     #: The current version of every function; None while that is not known.
     versions: dict[str, str] | None = None
+    #: ``Binding.identity`` of these versions with the secrets as they are now, by function; only of those with secrets.
+    identities: dict[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import gevent
 
 from bananas import events
-from bananas.errors import BananasError, EngineUnavailable, ImageMissing, RedisUnavailable
+from bananas.errors import BananasError, EngineUnavailable, ImageMissing, RedisUnavailable, SecretUnavailable
 from bananas.protocols import SandboxProfile
 from bananas.spec import FunctionSpec, Version
 from runner.alarm import Alarm
@@ -104,13 +104,25 @@ class Upkeep(GreenletService):
                 raise
             except BananasError as e:  # removed between the two reads
                 events.UPKEEP_SKIPPED(function=name, error=e)
+        identities = self._identities(versions)
         for pool in list(self._pools.values()):
-            pool.prepare(Plan(self._stems(pool, versions), self._wishes(pool, versions), current))
+            pool.prepare(Plan(self._stems(pool, versions), self._wishes(pool, versions), current, identities))
         self._warn()
         deployed, self._deployed = self._deployed, set()
         for version in versions:
             if version.function in deployed and not self._pools.keys().isdisjoint(_pools_of(version.spec)):
                 gevent.spawn(self._prefetch, version)
+
+    def _identities(self, versions: list[Version]) -> dict[str, tuple[object, ...]]:
+        """What the sandboxes of functions with secrets must agree in by now."""
+        found = {}
+        for version in versions:
+            if version.spec.secrets:
+                try:
+                    found[version.function] = binding_of(version, self._catalog.secrets(version)).identity
+                except SecretUnavailable as e:  # its next call says so, too
+                    self._say(f"function {version.function}: {e}")
+        return found
 
     def _stems(self, pool: SandboxPool, versions: list[Version]) -> tuple[SandboxProfile, ...]:
         """One profile for each runtime in use, and for ``python`` in the default pool before anything is deployed."""

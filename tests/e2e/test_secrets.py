@@ -62,6 +62,20 @@ def test_a_new_value_needs_no_deploy(app):
     assert job["history"][-1]["start"] == "warm"
 
 
+def test_a_sandbox_that_knows_the_old_value_ends_soon(app):
+    """Not only when nobody has called for long: the old value is in it."""
+
+    def idle() -> int:
+        return app.client.runners()[0]["sandboxes"].get("default/idle", 0)
+
+    app.client.put_secret("TOKEN", FIRST.encode())
+    app.client.invoke("reader")
+    until(lambda: idle() == 1, 30, "the runner to tell of it")
+    app.client.put_secret("TOKEN", SECOND.encode())
+    until(lambda: idle() == 0, 30, "the old sandbox to end")
+    assert json.loads(app.client.invoke("reader"))["last"] == "two"
+
+
 def test_it_is_seen_nowhere_else(app, engine: docker.DockerClient):
     """Not in logs, errors, records, what the engine knows, on the disk, or in Redis."""
     app.client.put_secret("TOKEN", SECOND.encode())

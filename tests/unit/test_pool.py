@@ -11,13 +11,13 @@ import pytest
 from gevent.lock import Semaphore
 
 from bananas.errors import SandboxStartError
-from bananas.protocols import Binding, HandlerLoadError, SandboxProfile
+from bananas.protocols import Binding, HandlerLoadError, SandboxProfile, Secret
 from bananas.spec import PoolSpec
 from bananas.testing import FakeSandbox, FakeSandboxFactory, ManualClock
 from runner.gate import Gate
 from runner.ledger import Ledger
-from runner.pool import SandboxPool, profile_of
-from runner.reasons import EndReason
+from runner.pool import STALE_S, SandboxPool, profile_of
+from runner.reasons import EndReason, Start
 from runner.slot import Plan, Reuse, SandboxState, Seat, Wish
 from runner.tally import Tally
 
@@ -137,6 +137,23 @@ def test_a_sandbox_that_died_while_idle_is_not_handed_out(pool, factory):
     seat = use(pool)
     assert (seat.start, len(factory.created)) == ("cold", 2)
     assert pool.states()["idle"] == 1
+
+
+def test_an_idle_sandbox_with_an_old_secret_ends_soon(pool, factory, clock, tally):
+    """Another value was set: no call comes to it any more, and it still knows the old one."""
+    old = replace(HELLO, secrets={"TOKEN": Secret("1", b"old")})
+    new = replace(HELLO, secrets={"TOKEN": Secret("2", b"new")})
+    use(pool, old)
+    pool.prepare(Plan(versions={"hello": HELLO.version}, identities={"hello": old.identity}))
+    clock.advance(STALE_S + 1)
+    pool.expire()
+    gevent.sleep(0)
+    assert ends(tally) == {}
+    pool.prepare(Plan(versions={"hello": HELLO.version}, identities={"hello": new.identity}))
+    pool.expire()
+    gevent.sleep(0)
+    assert ends(tally) == {"hello new_secret": 1}
+    assert use(pool, new).start is Start.COLD
 
 
 def test_max_uses_ends_a_sandbox(pool, factory, tally):
