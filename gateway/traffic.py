@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from bananas import logs
 from bananas.errors import RedisUnavailable
-from bananas.metrics import bucket
+from bananas.metrics import Durations
 
 _TELL_S: Final = 2.0
 #: What a path is called that no call is at.
@@ -31,6 +31,8 @@ class Traffic:
     def __init__(self, tell: Callable[[Counter[str]], None]) -> None:
         """``tell`` adds counts to those in Redis; raises RedisUnavailable."""
         self._tell = tell
+        #: By call and status; and what could not be told, by field.
+        self._answers: Durations[tuple[str, int]] = Durations()
         self._counts: Counter[str] = Counter()
         self._has_news = Event()
         self._teller: gevent.Greenlet[[], None] | None = None
@@ -57,6 +59,10 @@ class Traffic:
     def tell(self) -> None:
         """Take what is new to Redis; raises RedisUnavailable, and keeps it then."""
         counts, self._counts = self._counts, Counter()
+        for (call, status), by_bucket, sum_us in self._answers.take():
+            counts[f"http:{call}:{status}"] += sum(by_bucket.values())
+            counts[f"took_us:{call}"] += sum_us
+            counts.update({f"took:{call}:{bucket}": n for bucket, n in by_bucket.items()})
         for name, number in logs.told.items():
             counts[f"event:{name}"] += number
         logs.told.clear()
@@ -72,11 +78,7 @@ class Traffic:
         g.arrived_s = time.monotonic()
 
     def _end(self, answer: Response) -> Response:
-        took_s = time.monotonic() - g.arrived_s
-        call, counts = request.endpoint or _NO_CALL, self._counts
-        counts[f"http:{call}:{answer.status_code}"] += 1
-        counts[f"took:{call}:{bucket(took_s)}"] += 1
-        counts[f"took_us:{call}"] += round(took_s * 1e6)
+        self._answers.add((request.endpoint or _NO_CALL, answer.status_code), (time.monotonic() - g.arrived_s) * 1000)
         self._has_news.set()
         return answer
 

@@ -6,13 +6,13 @@ runner's own ``/metrics`` tells everything since its start. Fields are named as 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
 from bananas import events
 from bananas.job import Attempt
-from bananas.metrics import PHASES, bucket
+from bananas.metrics import PHASES, Durations
 from runner.reasons import EndReason, Start, StartReason
 
 #: Names of functions that are told apart in one life of a runner; those of others come later are one.
@@ -29,12 +29,11 @@ class Tally:
         #: What Redis has not heard of yet, and what it has.
         self._new: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
-        #: New as well, but put together later, since each attempt adds to it: how often and µs, by the key in
-        #: ``timings``, pool and bucket.
-        self._times: Counter[tuple[str, str, str]] = Counter()
-        self._us: defaultdict[tuple[str, str], float] = defaultdict(float)
+        #: New as well, by the name in ``timings`` and the pool; put together when somebody asks.
+        self._times: Durations[tuple[str, str]] = Durations()
         #: What only the runner itself tells.
         self._own: Counter[str] = Counter()
+        self._attempts: Counter[tuple[str, str]] = Counter()
         self._functions: set[str] = set()
 
     def started(
@@ -62,13 +61,11 @@ class Tally:
         if not accepted:
             self._own["refused"] += 1
             return
-        self._own[f"attempt:{pool}:{attempt.outcome}"] += 1
-        times, us = self._times, self._us
+        self._attempts[pool, attempt.outcome.value] += 1
         for name, took_ms in attempt.timings.items():
             # A warm sandbox has loaded its code before: that is no loading in 0 s.
             if took_ms or name != "init_ms":
-                times[name, pool, bucket(took_ms / 1000)] += 1
-                us[name, pool] += took_ms * 1000
+                self._times.add((name, pool), took_ms)
 
     def abandoned(self, why: str) -> None:
         """An attempt was ended without a report."""
@@ -93,17 +90,14 @@ class Tally:
     def totals(self) -> Counter[str]:
         """Everything since the start, by field."""
         self._gather()
-        return self._told + self._new + self._own
+        attempts = Counter({f"attempt:{pool}:{outcome}": n for (pool, outcome), n in self._attempts.items()})
+        return self._told + self._new + self._own + attempts
 
     def _gather(self) -> None:
-        for (name, pool, bound), number in self._times.items():
-            if name in _TIMINGS:
-                self._new[f"{_TIMINGS[name]}:{pool}:{bound}"] += number
-        for (name, pool), us in self._us.items():
-            if name in _TIMINGS:
-                self._new[f"{_TIMINGS[name]}_us:{pool}"] += round(us)
-        self._times.clear()
-        self._us.clear()
+        for (name, pool), counts, sum_us in self._times.take():
+            if (phase := _TIMINGS.get(name)) is not None:
+                self._new.update({f"{phase}:{pool}:{bucket}": n for bucket, n in counts.items()})
+                self._new[f"{phase}_us:{pool}"] += sum_us
 
     def _label(self, function: str) -> str:
         if function not in self._functions:
