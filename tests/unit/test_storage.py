@@ -9,7 +9,7 @@ import pytest
 
 from bananas import storage
 from bananas.errors import NewerRelease
-from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec, Version
+from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec, Version, Weights
 
 
 class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,3 +89,58 @@ def test_formats_up_to_ours_are_read(stored: bytes | None):
 def test_other_formats_are_not(stored: bytes):
     """Neither a higher number nor anything that is none."""
     assert "knows formats up to" in storage.unknown_format(stored)
+
+
+#: What a field that is not written means, in every release that shares data with another one.
+DEFAULTS = {
+    FunctionSpec: {
+        "runtime": "python",
+        "handler": "handler.handle",
+        "pool": "default",
+        "allow_pools": (),
+        "priority": "normal",
+        "timeout_ms": 30_000,
+        "init_timeout_ms": 20_000,
+        "schedule": None,
+        "env": {},
+        "secrets": (),
+        "result_ttl_ms": 3_600_000,
+        "max_concurrency": None,
+        "rate": None,
+        "max_uses": None,
+        "max_lifetime_ms": None,
+        "single_use": False,
+        "calls_per_sandbox": 1,
+        "min_warm": None,
+        "egress": None,
+        "contract": "handler",
+        "image": None,
+        "command": (),
+    },
+    PoolSpec: {
+        "concurrency": 8,
+        "max_concurrency": None,
+        "memory_mb": 256,
+        "cpus": 1.0,
+        "pids": 128,
+        "tmp_mb": 64,
+        "idle_timeout_ms": 300_000,
+        "min_warm": 0,
+        "stems": 2,
+        "egress": (),
+        "network": "none",
+        "gpus": 0,
+        "runtime": None,
+    },
+    RetrySpec: {"max": 3, "base_ms": 2000, "factor": 2.0, "cap_ms": 3_600_000, "jitter": "none"},
+    Weights: {"high": 16, "normal": 4, "low": 1},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_a_default_never_changes(kind: type[msgspec.Struct]):
+    """It is what stored data means by leaving a field out; another default is another field, or another format."""
+    now = msgspec.structs.asdict(kind())
+    assert {name: now[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    nested = {name for name, value in now.items() if isinstance(value, msgspec.Struct)}
+    assert set(now) - set(DEFAULTS[kind]) == nested, "a new field: write its default down here"
