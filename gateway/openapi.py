@@ -19,7 +19,7 @@ from gateway.requestid import HEADER as REQUEST_ID
 #: Problems that any call may tell.
 EVERYWHERE: Final = (
     *("request", "unauthorized", "forbidden", "host-not-allowed", "not-found", "method-not-allowed"),
-    *("uri-too-long", "headers-too-large", "redis-unavailable", "internal-error"),
+    *("uri-too-long", "headers-too-large", "redis-unavailable", "newer-release", "internal-error"),
 )
 #: Problems of a call that takes a body.
 _WITH_BODY: Final = ("too-large", "unsupported-media-type", "invalid-request")
