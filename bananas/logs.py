@@ -38,6 +38,7 @@ _MASK: Final = "***"
 #: What a line of text has besides its sentence in any case.
 _HEAD: Final = frozenset({"ts", "level", "event", "exc_info", "stack_info"})
 
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-")
 
 _bound: ContextVar[dict[str, object]] = ContextVar("bananas_bound")
@@ -186,13 +187,23 @@ def _utc(created_s: float) -> str:
     return datetime.fromtimestamp(created_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _visible(value: object) -> object:
+    """Without characters that would begin a line of their own, or move a terminal's cursor: callers choose texts."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], value) if isinstance(value, str) else value
+
+
 def _json() -> list[Processor]:
     import structlog
+
+    def escape(_logger: object, _method: str, line: Any) -> Any:
+        """The control characters that JSON leaves as they are."""
+        return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
     return [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+        escape,
     ]
 
 
@@ -201,9 +212,8 @@ def _pretty(colors: bool) -> list[Processor]:
 
     def shorten(_logger: object, _method: str, line: EventDict) -> EventDict:
         """The sentence first; what it says already is not said again, nor what every line has."""
+        line = {name: _visible(value) for name, value in line.items() if name not in ("service", "pid")}
         message = str(line.pop("message"))
-        for name in ("service", "pid"):
-            line.pop(name)
         left = {name: value for name, value in line.items() if name in _HEAD or str(value) not in message}
         head = {"timestamp": left.pop("ts"), "logger": left.pop("event"), "event": message}
         return {**head, **left}

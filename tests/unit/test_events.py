@@ -135,6 +135,20 @@ def test_a_terminal_gets_text_and_a_setting_decides_otherwise() -> None:
 
 @pytest.mark.usefixtures("root_logger")
 @pytest.mark.parametrize("log_format", ["json", "pretty"])
+def test_nobody_can_forge_a_line_or_move_the_cursor(log_format: str) -> None:
+    """A path or a name is chosen by a caller; what it holds stays on its line, and is no order to the terminal."""
+
+    def tell() -> None:
+        path = "/pools/a\n2026-01-01T00:00:00Z [info] all is well\r\x1b[2J\u2028\x9b2J"
+        events.AUDIT(token="t", name="n\nx", method="PUT", path=path, request="r")
+
+    (line,) = lines(tell, log_format=log_format).split("\n")[:-1]
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028]", line)
+    assert log_format == "pretty" or "\x1b[2J\u2028\x9b2J" in json.loads(line)["path"]
+
+
+@pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize("log_format", ["json", "pretty"])
 def test_secrets_of_the_settings_are_in_no_line_whatever_brings_them(log_format: str) -> None:
     """Passwords as they are written and as they are meant, tokens and keys; in sentences, facts and tracebacks."""
     key = 'quoted"key\\0123'
