@@ -8,6 +8,7 @@ its pools (``Bell``) and looks by itself every 5 seconds, so a lost ring costs a
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import gevent
@@ -66,6 +67,10 @@ class Worker(GreenletService):
         self._is_stepping = False
         self._is_handing_back = False
         self.claiming = True
+        #: Set at the end of every step.
+        self.stepped = Event()
+        #: Pools that had more free places than jobs when they were looked at last.
+        self._dry: set[str] = set()
 
     # -- what others do ---------------------------------------------------------------------------------------
 
@@ -77,6 +82,15 @@ class Worker(GreenletService):
     def wake(self) -> None:
         """Look again."""
         self._wake.set()
+
+    def is_dry(self, pool: str) -> bool:
+        """True when the last look at a pool left places free, so that only its bell can tell of more jobs."""
+        return pool in self._dry
+
+    def look_soon(self, pool: str) -> None:
+        """Have a pool with free places looked at, by the step that is coming anyway if there is one."""
+        if not self._outbox and not self._is_stepping:
+            self.rang(pool)
 
     def drain(self, deadline_s: float) -> bool:
         """Stop claiming and wait for running attempts; False when some were still running at the deadline."""
@@ -127,8 +141,9 @@ class Worker(GreenletService):
         self._outbox, self._rung = [], set()
         sent_s = time.monotonic()
         self._is_stepping = True
+        free = self._free(rung)
         try:
-            step = self._queue.step(self._runner, self._lease_ms, ready, self._free(rung))
+            step = self._queue.step(self._runner, self._lease_ms, ready, free)
         except RedisUnavailable:
             self._outbox = ready + self._outbox
             self._rung |= rung
@@ -136,6 +151,10 @@ class Worker(GreenletService):
         finally:
             self._is_stepping = False
             self._drained.set()
+            self.stepped.set()
+        claimed = Counter(claim.pool for claim in step.claims)
+        for pool, places in free:
+            (self._dry.add if claimed[pool] < places else self._dry.discard)(pool)
         for settlement, accepted in zip(ready, step.settled, strict=True):
             claim = settlement.claim
             self._in_flight.remove(claim)
@@ -197,7 +216,7 @@ class Worker(GreenletService):
 
 
 class Bell(GreenletService):
-    """Waits for the bell of one pool while the pool has free slots."""
+    """Waits for the bell of one pool while the pool has free slots and no jobs."""
 
     def __init__(
         self, on_crash: Callable[[str, BaseException], None], queue: Queue, pool: SandboxPool, worker: Worker
@@ -215,6 +234,12 @@ class Bell(GreenletService):
                 # The step that settles an attempt's end claims what is there; this only listens for later.
                 self._pool.freed.clear()
                 self._pool.freed.wait(timeout=BLOCK_S)
+                continue
+            if not self._worker.is_dry(self._pool.name):
+                # Jobs may be waiting: no need to be told so.
+                self._worker.stepped.clear()
+                self._worker.look_soon(self._pool.name)
+                self._worker.stepped.wait(timeout=BLOCK_S)
                 continue
             try:
                 if self._queue.ring(self._pool.name, BLOCK_S):
