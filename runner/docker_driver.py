@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import gevent
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
@@ -29,7 +28,7 @@ from bananas.protocols import SandboxProfile
 #: Everything the engine does for us is quick; an engine that takes longer is in trouble.
 ENGINE_TIMEOUT_S = 30
 #: For a mere sign of life.
-PING_TIMEOUT_S = 10.0
+PING_TIMEOUT_S = 10
 LABEL_INSTANCE = "bananas.instance"
 LABEL_RUNNER = "bananas.runner"
 LABEL_POOL = "bananas.pool"
@@ -74,6 +73,7 @@ class Engine:
         with translate("connecting"):
             self.client: Any = client or docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
             info = self.client.info()
+            self._pulse: Any = docker.from_env(timeout=PING_TIMEOUT_S).api if client is None else client.api
         self._api = self.client.api
         self._cpus = float(info["NCPU"])
         self._runtimes = frozenset(info.get("Runtimes") or ())
@@ -83,10 +83,11 @@ class Engine:
             events.ENGINE_NO_LIMITS()
 
     def ping(self) -> None:
-        """Raise EngineUnavailable unless it answers soon."""
-        late = TimeoutError(f"no answer within {PING_TIMEOUT_S:g} s")
-        with translate("asking the engine for a sign of life"), gevent.Timeout(PING_TIMEOUT_S, late):
-            self._api.ping()
+        """Raise EngineUnavailable unless it answers soon, on a new connection: one that stops still answers on those
+        that it has."""
+        with translate("asking the engine for a sign of life"):
+            self._pulse.close()
+            self._pulse.ping()
 
     def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the engine says of itself: the answers of ``docker info`` and ``docker version``.
