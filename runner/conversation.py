@@ -176,6 +176,7 @@ class Conversation:
             self._check()
             if self._reading.acquire(blocking=False):
                 try:
+                    self._check()  # who read before may have found the end, after the look above
                     self._read_for(line, deadline_s)
                 finally:
                     self._reading.release()
