@@ -6,6 +6,7 @@ grace, hand the rest back to the head of their lanes, end every sandbox, leave.
 
 from __future__ import annotations
 
+import gc
 import time
 from random import SystemRandom
 
@@ -98,6 +99,8 @@ class Supervisor:
             service.start()
         self._refresh_pools()
         self._announcer.run_once()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays, so that no full collection looks at it again
         events.RUNNER_READY(runner=self._host.name, pools=", ".join(self._pools))
         print(f"runner {self._host.name} ready, pools: {', '.join(self._pools)}", flush=True)
         self._notifier.ready(f"serves {', '.join(self._pools)}")
