@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bananas import errors, keys
 from bananas.protocols import Secret
@@ -62,7 +60,7 @@ class SecretBox:
 
     def __init__(self, raw_keys: Sequence[bytes]) -> None:
         """Each key has 32 bytes; the first seals."""
-        self._ciphers = {_key_id(key): AESGCM(key) for key in raw_keys}
+        self._keys = {_key_id(key): key for key in raw_keys}
         self._sealing_id = _key_id(raw_keys[0])
         # One for each, so that callbacks are signed with the old and the new one while a key is being replaced.
         self._callback_keys = tuple(hmac.digest(key, b"bananas callbacks", hashlib.sha256) for key in raw_keys)
@@ -90,21 +88,27 @@ class SecretBox:
 
     def seal(self, name: str, value: bytes) -> bytes:
         """The value, readable only with the key and only under this name."""
+        # Its library takes 7 MB, which a process that meets no secret is spared.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
         nonce = os.urandom(_NONCE_BYTES)
         head = _FORMAT + self._sealing_id
-        return head + nonce + self._ciphers[self._sealing_id].encrypt(nonce, value, head + name.encode())
+        return head + nonce + AESGCM(self._keys[self._sealing_id]).encrypt(nonce, value, head + name.encode())
 
     def open(self, name: str, box: bytes) -> bytes:
         """The value; raises SecretUnavailable when no key fits or somebody has changed it."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
         head, rest = box[: len(_FORMAT) + _KEY_ID_CHARS], box[len(_FORMAT) + _KEY_ID_CHARS :]
-        cipher = self._ciphers.get(head[len(_FORMAT) :])
-        if not head.startswith(_FORMAT) or cipher is None:
+        key = self._keys.get(head[len(_FORMAT) :])
+        if not head.startswith(_FORMAT) or key is None:
             raise errors.SecretUnavailable(
                 f"secret {name!r} was sealed with a key that this process does not have; give it that key, or set the "
                 "secret again"
             )
         try:
-            return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], head + name.encode())
+            return AESGCM(key).decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], head + name.encode())
         except InvalidTag:
             raise errors.SecretUnavailable(f"secret {name!r} was changed in Redis; set it again") from None
 
