@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bananas import events, pack
-from bananas.errors import EngineUnavailable, SandboxStartError
-from bananas.protocols import Binding, SandboxProfile
+from bananas.errors import EngineUnavailable, ProtocolError, SandboxDied, SandboxStartError
+from bananas.protocols import Binding, HandlerLoadError, SandboxProfile
 from bananas.spec import RuntimeInfo
 from runner import memory_volumes
 from runner.bundles import BundleCache
@@ -64,14 +64,20 @@ class Helpers:
         return self._factory.create(small, secrets_volume)
 
     def hold(self, helper: DockerSandbox, binding: Binding) -> None:
-        """Bind a helper that does nothing: its network is the function's then, its volume has the binding's secrets."""
+        """Bind a helper that does nothing: its network is the function's then, its volume has the binding's secrets.
+
+        Raises SandboxStartError: whatever goes wrong here is not the function's fault.
+        """
         plain = dataclasses.replace(binding, handler="holder.handle", code=self.holder, deps=None, env={}, calls=1)
-        helper.bind(plain, BIND_S, lambda _: None)
+        try:
+            helper.bind(plain, BIND_S, lambda _: None)
+        except (HandlerLoadError, ProtocolError, SandboxDied, TimeoutError) as e:
+            raise SandboxStartError(f"the helper beside function {binding.function!r} did not come up: {e}") from e
 
     def secrets(self, name: str, profile: SandboxProfile, binding: Binding) -> SecretVolume | None:
         """The binding's secrets for a container that is about to be made, None when it has none. ``name`` is unique.
 
-        Whatever fails, nothing is left behind. Errors as of ``create`` and ``Sandbox.bind``.
+        Whatever fails, nothing is left behind. Errors as of ``create`` and ``hold``.
         """
         if not binding.secrets:
             return None

@@ -128,7 +128,7 @@ class StdioSandboxFactory:
         """A connected stem. Whatever fails, nothing is left behind."""
         if profile.shim != "python" or profile.egress:
             raise SandboxStartError(
-                f"pool {profile.pool!r}: over transport stdio there is only Python, and no egress, in this release; "
+                f"pool {profile.pool!r}: over transport stdio there is only Python, and no egress; "
                 "use an engine on the runner's own kernel (BANANAS_TRANSPORT=socket)"
             )
         sandbox_id = os.urandom(5).hex()
