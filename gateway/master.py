@@ -16,7 +16,7 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from bananas.notify import Notifier
 
 #: For one look at ``/readyz``; the master hears of signals only afterwards.
-LOOK_S: Final = 1.0
+LOOK_S: Final = 5.0
 
 
 class Master(Arbiter):  # type: ignore[misc]

@@ -42,7 +42,7 @@ EXTRAS = {
 }
 #: Where the engines keep their images: a file system that can be overlaid has to be there.
 DOCKER_STORE, PODMAN_STORE = "/var/lib/docker", "/var/lib/containers"
-START_S = 60
+START_S = 120
 USER_ID = 1000
 #: A variable in this environment that pip reads and that means something on another machine as well.
 _PIP_VARIABLE = re.compile(r"PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|DEFAULT_TIMEOUT)")

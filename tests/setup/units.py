@@ -171,12 +171,14 @@ def test_a_start_waits_for_redis_and_is_tried_again(host: Host) -> None:
     """A gateway is not ready without it, and says so; a runner ends, and is started until it can stay."""
     machine = host.machine
     machine.must(f"systemctl stop {GATEWAY} {DEFAULT} && systemctl stop redis-server")
-    machine.must(f"systemctl start --no-block {GATEWAY} {DEFAULT}")
-    host.until(f"systemctl show -p StatusText --value {GATEWAY} | grep -q 'takes no jobs: Redis'")
-    assert host.show(GATEWAY, "ActiveState") == "activating"
-    host.until(f"test $(systemctl show -p NRestarts --value {DEFAULT}) -ge 3")
-    assert host.show(DEFAULT, "StartLimitIntervalUSec") == "0"
-    machine.must("systemctl start redis-server")
+    try:
+        machine.must(f"systemctl start --no-block {GATEWAY} {DEFAULT}")
+        host.until(f"systemctl show -p StatusText --value {GATEWAY} | grep -q 'takes no jobs: Redis'")
+        assert machine.sh(f"systemctl is-active --quiet {GATEWAY}").status != 0
+        host.until(f"test $(systemctl show -p NRestarts --value {DEFAULT}) -ge 3")
+        assert host.show(DEFAULT, "StartLimitIntervalUSec") == "0"
+    finally:
+        machine.must("systemctl start redis-server")
     host.until_active(GATEWAY, DEFAULT)
     assert host.curl("/functions/nap/invoke", {})["slept_s"] == 0
 
@@ -194,18 +196,18 @@ def test_a_stop_lets_running_work_end(host: Host) -> None:
     host.finished(waiting)
 
     call = (
-        "curl -fsS -H 'Content-Type: application/json' -d '{\"for_s\": 8}' http://127.0.0.1:8080/functions/nap/invoke"
+        "curl -fsS -H 'Content-Type: application/json' -d '{\"for_s\": 15}' http://127.0.0.1:8080/functions/nap/invoke"
     )
     machine.must(f"setsid sh -c {shlex.quote(f'{call} >/tmp/answer')} >/dev/null 2>&1 </dev/null & sleep 0")
-    host.until("curl -fsS http://127.0.0.1:8080/pools | grep -q '\"processing\":1'")
+    host.until("curl -fsS 'http://127.0.0.1:8080/jobs?status=processing&function=nap' | grep -q '\"id\"'")
     machine.must(f"systemctl stop {GATEWAY}")
-    assert (host.show(GATEWAY, "Result"), json.loads(machine.must("cat /tmp/answer"))["slept_s"]) == ("success", 8)
+    assert (host.show(GATEWAY, "Result"), json.loads(machine.must("cat /tmp/answer"))["slept_s"]) == ("success", 15)
     machine.must(f"systemctl start {GATEWAY}")
 
 
 def test_what_is_killed_starts_again_and_loses_nothing(host: Host) -> None:
     """SIGKILL to the runner in the middle of a job, and to the gateway: the job runs again and is finished."""
-    job = host.running("nap", 5)
+    job = host.running("nap", 15)
     before = {unit: host.pid(unit) for unit in (GATEWAY, DEFAULT)}
     workers = host.children(GATEWAY)
     host.machine.must(f"kill -KILL {' '.join(map(str, before.values()))}")
@@ -215,7 +217,8 @@ def test_what_is_killed_starts_again_and_loses_nothing(host: Host) -> None:
     # The gateway's other processes went with it: the new ones could have the port.
     assert not workers & host.children(GATEWAY)
     record = host.finished(job)
-    assert [attempt["outcome"] for attempt in record["history"]] == ["lost", "ok"]
+    outcomes = [attempt["outcome"] for attempt in record["history"]]
+    assert (outcomes[0], outcomes[-1]) == ("lost", "ok")
 
 
 def test_what_hangs_is_killed_and_starts_again(host: Host) -> None:
@@ -264,10 +267,10 @@ def test_the_doctor_finds_what_is_wrong_with_a_unit(host: Host) -> None:
 
 def test_all_comes_back_after_a_power_cut(host: Host) -> None:
     """What ``enable`` says; the job that was running is finished."""
-    job = host.running("render", 5)
+    job = host.running("render", 10)
     host.machine.cut_power()
     host.until_active(GATEWAY, DEFAULT, GPU)
-    assert host.finished(job)["result"]["slept_s"] == 5
+    assert host.finished(job)["result"]["slept_s"] == 10
     host.until("test $(docker ps --quiet --filter label=bananas.runner --filter status=exited | wc -l) = 0")
 
 
