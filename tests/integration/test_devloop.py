@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,11 +22,31 @@ from tests.platform import ROOT, until
 __all__ = ["app", "folder"]
 
 
+@pytest.fixture(scope="module")
+def shared(base_image: RuntimeInfo, engine: docker.DockerClient) -> Iterator[Bananas]:
+    """One ``bananas dev`` for the tests that edit its app."""
+    with tempfile.TemporaryDirectory(prefix="bn-", ignore_cleanup_errors=True) as folder:
+        app = Path(folder) / "bananas.yaml"
+        write(app)
+        dev = Bananas("dev", app, base_image, engine)
+        yield dev
+        assert dev.stop() == 0
+
+
 @pytest.fixture
-def dev(app: Path, base_image: RuntimeInfo, engine: docker.DockerClient) -> Iterator[Bananas]:
-    dev = Bananas("dev", app, base_image, engine)
-    yield dev
-    assert dev.stop() == 0
+def dev(shared: Bananas) -> Iterator[Bananas]:
+    """It, with its app as it was written first."""
+    assert shared.hello() == {"message": "Hello, Ada"}
+    yield shared
+    write(shared.app)
+    says(shared, "Hello, Ada")
+
+
+def write(app: Path) -> None:
+    """A manifest with one function that greets."""
+    (app.parent / "hello").mkdir(exist_ok=True)
+    (app.parent / "hello/handler.py").write_text(HANDLER)
+    app.write_text(MANIFEST)
 
 
 def says(dev: Bananas, message: str, deadline_s: float = DEADLINE_S) -> float:
@@ -35,19 +56,18 @@ def says(dev: Bananas, message: str, deadline_s: float = DEADLINE_S) -> float:
     return time.monotonic() - began
 
 
-def test_dev_shows_three_runners_and_an_edited_function_serves_within_2_s(app: Path, dev: Bananas) -> None:
+def test_dev_shows_three_runners_and_an_edited_function_serves_within_2_s(dev: Bananas) -> None:
     """Saving a handler is all it takes; the time runs from the write to the first new answer."""
     assert len(dev.client.runners()) == 3
-    (app.parent / "hello/handler.py").write_text(HANDLER.replace("Hello", "Ahoy"))
+    (dev.app.parent / "hello/handler.py").write_text(HANDLER.replace("Hello", "Ahoy"))
     took_s = says(dev, "Ahoy, Ada")
     print(f"redeployed after {took_s:.2f} s")
     assert took_s < DEADLINE_S
 
 
-def test_broken_code_and_broken_yaml_are_told_with_their_place_and_the_last_version_serves(
-    app: Path, dev: Bananas
-) -> None:
+def test_broken_code_and_broken_yaml_are_told_with_their_place_and_the_last_version_serves(dev: Bananas) -> None:
     """A mistake costs a message; mending it is all it takes to go on."""
+    app = dev.app
     handler = app.parent / "hello/handler.py"
     handler.write_text("def handle(event, context):\n    return {'message': \n")
     until(lambda: f"{handler}:2:" in dev.text and "SyntaxError" in dev.text, DEADLINE_S, "the place of the mistake")
@@ -61,8 +81,9 @@ def test_broken_code_and_broken_yaml_are_told_with_their_place_and_the_last_vers
     says(dev, "Mended, Ada")
 
 
-def test_a_new_function_in_bananas_yaml_is_deployed_and_watched(app: Path, dev: Bananas) -> None:
+def test_a_new_function_in_bananas_yaml_is_deployed_and_watched(dev: Bananas) -> None:
     """Functions that come later are part of the loop."""
+    app = dev.app
     shutil.copytree(app.parent / "hello", app.parent / "other")
     app.write_text(MANIFEST + "  other: {path: other}\n")
     until(lambda: len(dev.client.functions()) == 2, DEADLINE_S, "the new function")

@@ -61,6 +61,7 @@ class Bananas(Process):
 
     def __init__(self, mode: str, app: Path, image: RuntimeInfo, engine: docker.DockerClient, **env: str) -> None:
         self._engine = engine
+        self.app = app
         self.instance = ""
         self.port = free_port()
         self.state = app.parent / "state"
