@@ -123,7 +123,7 @@ def look_at_gateway(settings: Settings, url: str) -> list[Finding]:
     from bananas.client import Client
 
     try:
-        with Client(url, settings.token) as gateway:
+        with Client(url, settings.token, patience_s=0) as gateway:
             findings = _readiness(gateway.url)
             try:
                 gateway.functions()
