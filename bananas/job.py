@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     START = "start"  # engine or start-up trouble before the invoke frame was sent
     LOST = "lost"  # the lease ran out: its runner is gone
     HANDED_BACK = "handed_back"  # a runner that shuts down returned it untouched
+    HELD_UP = "held_up"  # not begun: its runner's engine did not answer, or others had the GPUs
     DISPLACED = "displaced"  # another call in the same sandbox ended all of them
     CANCELLED = "cancelled"
     EXPIRED = "expired"

@@ -50,9 +50,10 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``format`` | STRING | number of the layout of all this, see ``bananas.storage`` | for ever |
 
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
-losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace`` (the last
-only when given) and ``log:<token>`` per attempt that printed. ``state`` is one of the API's or ``parked``, which
-the API calls pending; ``pseq`` is its number there; ``rkey`` is the idempotency key of its last replay. Members of
+losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace fresh`` (the last
+two only when given) and ``log:<token>`` per attempt that printed. ``state`` is one of the API's or ``parked``, which
+the API calls pending; ``pseq`` is its number there; ``fresh`` is its last token, if it was held up at that claim and at
+each before; ``rkey`` is the idempotency key of its last replay. Members of
 ``parked:`` and ``called:`` are ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
 With a callback: ``cb`` its URL, ``cbend`` counts the job's ends, ``cbstate`` (pending, delivered, failed), ``cbtries``
 and ``cberr``, the last try's error. ``sync`` is 1 for a synchronous call.

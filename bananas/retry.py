@@ -8,7 +8,7 @@ The table of outcomes:
 | error, timeout, oom, crashed | retry while ``failures < max``, else dead: retries_exhausted |
 | permanent | dead: permanent |
 | start | retry with backoff, nothing used up, at most 5 times, then dead: start_failed |
-| handed_back | back to the head of its lane |
+| handed_back, held_up | back to the head of its lane |
 | displaced | likewise, counted with the starts: after 5 of these the runner says ``crashed`` |
 | lost, cancelled, expired | decided in Redis (reap.lua, cancel.lua, step.lua), since no runner is there to tell |
 """
@@ -72,7 +72,7 @@ def decide(
             if retry_after_s is not None:
                 return Decision("retry", round(min(max(retry_after_s, 0) * 1000, policy.cap_ms)))
             return Decision("retry", delay_ms(policy, failures + 1, rng))
-        case Outcome.HANDED_BACK | Outcome.DISPLACED:
+        case Outcome.HANDED_BACK | Outcome.HELD_UP | Outcome.DISPLACED:
             return Decision("back")
         case Outcome.LOST | Outcome.CANCELLED | Outcome.EXPIRED:
             raise ValueError(f"{outcome} is decided in Redis, not by a runner")

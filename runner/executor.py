@@ -202,7 +202,13 @@ class Executor:
         timings["init_ms"] = seat.init_ms
         timeout_s = claim.timeout_ms / 1000
         call = Invocation(
-            seat.nth_use, claim.id, claim.failures + 1, claim.payload, timeout_s, traceparent=claim.traceparent
+            call_id=seat.nth_use,
+            job_id=claim.id,
+            attempt=claim.failures + 1,
+            payload=claim.payload,
+            timeout_s=timeout_s,
+            traceparent=claim.traceparent,
+            token=claim.token,
         )
 
         def told(progress: bytes) -> None:
@@ -222,7 +228,7 @@ class Executor:
         """It is the job's affair only while the engine is there and the GPUs are free; else the job waits for them."""
         may_be_engine = isinstance(cause, SandboxError | EngineUnavailable)
         if isinstance(cause, GpusTaken) or (may_be_engine and not self._engine_answers()):
-            return Outcome.HANDED_BACK
+            return Outcome.HELD_UP
         return Outcome.START
 
     def _sandbox_failed(self, running: Running, pool: SandboxPool, cause: Exception) -> tuple[Outcome, dict[str, Any]]:

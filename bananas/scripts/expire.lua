@@ -16,9 +16,9 @@ else
 end
 for _, id in ipairs(ids) do
   redis.call('ZREM', K.expiring, id)
-  local j = redis.call('HMGET', job_key(id), 'state', 'fn', 'pool', 'prio', 'token', 'pseq')
+  local j = redis.call('HMGET', job_key(id), 'state', 'fn', 'pool', 'prio', 'token', 'pseq', 'fresh')
   local waits = j[1] == 'pending' or j[1] == 'scheduled' or j[1] == 'parked'
-  if waits and j[5] == '0' then
+  if waits and j[5] == (j[7] or '0') then
     unqueue(id, j[1], j[2], j[3], j[4], j[6])
     expire(id, {now = now, ttl = tonumber(ARGV[5]), push_bytes = tonumber(ARGV[3]), reply_list = tonumber(ARGV[4])})
     unpark(j[2])

@@ -38,6 +38,15 @@ local function free_up(fn)
   end
 end
 
+-- Nothing of a job has begun that was held up at every claim so far: it may still expire. `fresh` is its last such claim.
+local function wait_on(id, key, token)
+  local j = redis.call('HMGET', key, 'expires', 'fresh')
+  if j[1] ~= '0' and tonumber(j[2] or '0') == token - 1 then
+    redis.call('HSET', key, 'fresh', token)
+    redis.call('ZADD', K.expiring, j[1], id)
+  end
+end
+
 local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms, progress)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued', 'runner')
@@ -64,6 +73,7 @@ local function settle(id, token, action, delay, outcome, reason, result, err, at
     count('retries')
   else -- back: as if it had never been claimed, but for the token and the count that bounds what is free of charge
     if outcome == 'displaced' then redis.call('HINCRBY', key, 'starts', 1) end
+    if outcome == 'held_up' then wait_on(id, key, tonumber(token)) end
     backs[#backs + 1] = {id = id, fn = j[2], pool = j[3], prio = j[4], enqueued = tonumber(j[6])}
   end
   return 1
@@ -96,14 +106,14 @@ end
 local function take(pool, prio, id)
   local key = job_key(id)
   local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
-    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress', 'trace')
+    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress', 'trace', 'fresh')
   local fn = j[1]
   if not fn or j[13] ~= 'pending' then
     count('orphans')
     return nil
   end
   if j[14] then redis.call('ZREM', called_key(fn), ticket(pool, prio, j[14], id)) end
-  local may_expire = j[11] ~= '0' and j[12] == '0'
+  local may_expire = j[11] ~= '0' and j[12] == (j[17] or '0')
   if may_expire and tonumber(j[11]) <= now then
     redis.call('ZREM', K.expiring, id)
     expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})

@@ -99,7 +99,7 @@ def test_an_engine_that_restarts_while_busy_costs_an_attempt_and_no_job(
         assert record["status"] == "completed", record
         assert outcomes(record)[-1] == "ok"
         # `start` only while it was stopping: it answered then, and refused.
-        assert set(outcomes(record)[:-1]) <= {"crashed", "start", "handed_back"}, record["history"]
+        assert set(outcomes(record)[:-1]) <= {"crashed", "start", "held_up"}, record["history"]
     is_full(platform)
     assert platform.client.invoke("slow", 0) == b"1"
     assert runner_of(platform).popen.poll() is None
@@ -129,7 +129,7 @@ def test_jobs_wait_for_an_engine_that_is_away_and_use_nothing_up(
         for job in jobs:
             record = platform.finished(job, 60)
             assert (record["status"], record["result"]) == ("completed", 1)
-            assert set(outcomes(record)[:-1]) <= {"handed_back"}, record["history"]
+            assert set(outcomes(record)[:-1]) <= {"held_up"}, record["history"]
         other.stop()
     finally:
         second.start()

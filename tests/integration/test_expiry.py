@@ -93,6 +93,32 @@ def test_a_job_that_was_claimed_in_time_never_expires(queue, registry, connectio
     assert ids(claim(queue)) == [job]
 
 
+def test_a_job_that_was_held_up_still_expires(queue, registry, connections):
+    """Nothing of it has begun, however often a runner took it and could not; once something has, it never does."""
+    [job] = enqueue(queue, 1, "f", expires_after_ms=60_000)
+    for _ in range(2):
+        end(queue, claim(queue), Outcome.HELD_UP)
+        assert connections.commands.zscore(keys.EXPIRING, job) is not None
+    let_expire(connections, [job])
+    assert queue.expire() == 1
+    assert queue.show(job).reason == "expired"
+
+    [begun] = enqueue(queue, 1, "f", expires_after_ms=60_000)
+    end(queue, claim(queue), Outcome.HANDED_BACK)
+    end(queue, claim(queue), Outcome.HELD_UP)
+    assert not connections.commands.exists(keys.EXPIRING)
+    assert ids(claim(queue)) == [begun]
+
+
+def test_a_held_up_job_expires_at_its_claim_too(queue, registry, connections):
+    """The promoter may be late."""
+    [late] = enqueue(queue, 1, "f", expires_after_ms=60_000)
+    end(queue, claim(queue), Outcome.HELD_UP)
+    let_expire(connections, [late])
+    assert claim(queue, 1) == []
+    assert queue.show(late).reason == "expired"
+
+
 def test_cancelled_jobs_do_not_expire(queue, registry, connections):
     """Nothing of them stays in the books."""
     job = waiting(queue, "lane")

@@ -88,6 +88,8 @@ class Job:
     failures: int = 0
     losses: int = 0
     starts: int = 0
+    #: The last claim, if it and all before it were held up: nothing of it has begun.
+    fresh: int = 0
     runner: str = ""
     reason: str = ""
     result: bytes = b""

@@ -180,6 +180,9 @@ class QueueModel(Model):
             self.counters["retries"] += 1
         else:
             job.starts += end.outcome == "displaced"
+            if end.outcome == "held_up" and job.expires and job.fresh == job.token - 1:
+                job.fresh = job.token
+                self.expiring[job.id] = job.expires
             backs.append(job)
         return True
 
@@ -205,7 +208,7 @@ class QueueModel(Model):
 
     def _take(self, job: Job, runner: str, lease_ms: int, freed: dict[str, None]) -> tuple[Any, ...] | None:
         self.called[job.fn].discard(self.ticket(job))
-        if job.token == 0 and job.expires and self._is_past(job.expires):
+        if job.token == job.fresh and job.expires and self._is_past(job.expires):
             self._expire(job)
             freed[job.fn] = None
             return None
@@ -217,7 +220,7 @@ class QueueModel(Model):
             self.parked[job.fn].add(self.ticket(job))
             return None
         self._assert_turn(job)
-        if job.token == 0:
+        if job.token == job.fresh:
             self.expiring.pop(job.id, None)
         job.token += 1
         job.state, job.runner, job.pseq, job.progress = "processing", runner, None, b""

@@ -36,6 +36,7 @@ ENDS: tuple[tuple[Any, Outcome, str], ...] = (
     ("complete", Outcome.OK, ""),
     ("back", Outcome.HANDED_BACK, ""),
     ("back", Outcome.DISPLACED, ""),
+    ("back", Outcome.HELD_UP, ""),
     ("retry", Outcome.ERROR, ""),
     ("dead", Outcome.TIMEOUT, "retries_exhausted"),
     ("dead", Outcome.PERMANENT, "permanent"),

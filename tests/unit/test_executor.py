@@ -173,7 +173,7 @@ def test_a_job_waits_for_an_engine_that_is_away_and_for_gpus_that_others_have(po
     """It goes back with the reason, and nothing is counted, however often; the engine's own refusals are counted."""
     factory.fail_next = 1
     settlement = attempt(executor("h.ok", engine_answers=lambda: False), Running(claim(starts=5), 0.0), pool)
-    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HANDED_BACK, "back")
+    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HELD_UP, "back")
     assert settlement.attempt.error == {"type": "SandboxStartError", "message": "told to fail"}
 
     def taken(_: object) -> None:
@@ -181,7 +181,7 @@ def test_a_job_waits_for_an_engine_that_is_away_and_for_gpus_that_others_have(po
 
     monkeypatch.setattr(factory, "create", taken)
     settlement = attempt(executor("h.ok"), Running(claim(starts=5), 0.0), pool)
-    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HANDED_BACK, "back")
+    assert (settlement.attempt.outcome, settlement.decision.action) == (Outcome.HELD_UP, "back")
     assert pool.free == SPEC.concurrency
 
 
