@@ -92,6 +92,8 @@ class Invocation:
     timeout_s: float
     #: W3C trace context of the job, if it has one.
     traceparent: str | None = None
+    #: The fencing number of the claim: grows with every claim of the job.
+    token: int = 0
 
 
 @dataclass(frozen=True, slots=True)
