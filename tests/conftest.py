@@ -49,10 +49,12 @@ if (_measured := coverage.Coverage.current()) is not None:
 @pytest.fixture
 def untraced() -> Iterator[None]:
     """This test without coverage, which would take as long again: for many examples of lines that others run too."""
-    trace = sys.gettrace()
+    trace, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]
     yield
     sys.settrace(trace)
+    threading.settrace(of_threads)  # type: ignore[arg-type]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

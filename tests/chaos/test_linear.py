@@ -91,6 +91,7 @@ def test_a_call_without_an_answer_happened_once_or_never():
     assert not is_linearizable([enqueue, unheard, Call("enqueue", ("b",), True, 7, 9), empty])
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.timeout(900)
 def test_concurrent_histories_of_the_queue_are_linearizable(redis_url, connections):
     """Six clients in three processes claim, settle, extend, cancel, reap and promote the same few jobs at once."""

@@ -357,9 +357,8 @@ def test_pools_with_impossible_egress_are_refused(target):
 
 def test_lanes_share_16_4_1_and_low_waits_at_most_21_claims(queue, registry):
     """Stride: shares within 2 % of the weights, and no starvation, counted by claims."""
-    for priority in ("high", "normal", "low"):
-        for _ in range(2100):
-            queue.enqueue(NewJob("hello", b"1", priority=priority))
+    for priority in ("high", "normal", "low") * 3:
+        queue.enqueue_many([NewJob("hello", b"1", priority=priority) for _ in range(700)])
     order = "".join(c.priority[0] for _ in range(210) for c in claim(queue, 10))
     assert (order.count("h"), order.count("n"), order.count("l")) == (1600, 400, 100)
     lows = [i for i, lane in enumerate(order) if lane == "l"]

@@ -205,6 +205,7 @@ def fast_runner(url: str, stop: threading.Event) -> None:
     connections.close()
 
 
+@pytest.mark.usefixtures("untraced")
 def test_no_wake_up_is_lost_in_ten_thousand_fast_jobs(redis_url: str) -> None:
     """Each waiter gets the end of its own jobs and of its neighbour's, though they end while it asks."""
     connections = Connections(redis_url)
