@@ -43,7 +43,7 @@ class JournalSandbox(FakeSandbox):
     def invoke(self, call: Invocation, on_log: OnLog, on_progress: OnProgress) -> CallReply:
         """Wait ``run_ms``, then fail as often as the event says, else return token and nonce."""
         event = json.loads(call.payload)
-        nonce = self._journal.begin(call.job_id, call.call_id, call.attempt)
+        nonce = self._journal.begin(call.job_id, call.token, call.attempt)
         if event["run_ms"]:
             self._ended.wait(timeout=event["run_ms"] / 1000)
         self._journal.end(nonce)
@@ -53,7 +53,7 @@ class JournalSandbox(FakeSandbox):
             return CallReply(None, {"type": "Planned", "message": "for good", "permanent": True})
         if call.attempt <= event.get("fail", 0):
             return CallReply(None, {"type": "Planned", "message": f"attempt {call.attempt}"})
-        return CallReply(json.dumps({"token": call.call_id, "nonce": nonce}).encode(), None)
+        return CallReply(json.dumps({"token": call.token, "nonce": nonce}).encode(), None)
 
     def interrupt(self) -> None:
         """Whoever waits in ``invoke`` is woken."""
@@ -82,6 +82,9 @@ class NoEngine:
     """Stands where the Docker Engine would."""
 
     client = None
+
+    def ping(self) -> None:
+        """Always there."""
 
 
 class Place:
