@@ -140,8 +140,8 @@ def set_up(settings: Settings, service: str, stream: TextIO | None = None) -> No
 
 def secrets_of(settings: Settings) -> list[str]:
     """What must not be shown of the settings: their secret values, and the passwords in the URL of Redis."""
-    values = [str(getattr(settings, f.name)) for f in fields(settings) if not f.repr]
-    found = {part for value in values for part in re.split(r"[\s,]+", value) if "://" not in part}
+    values = [str(getattr(settings, f.name)) for f in fields(settings) if not f.repr and f.name != "redis_url"]
+    found = {part for value in values for part in re.split(r"[\s,]+", value)}
     for url in re.findall(r"://([^/@\s]*)@", settings.redis_url):
         password = url.partition(":")[2]
         found |= {password, unquote(password)}

@@ -190,3 +190,12 @@ def test_what_is_below_the_level_is_not_put_together() -> None:
 def test_what_is_no_trace_context_is_no_trace(header: str | None) -> None:
     """Clients may send anything."""
     assert logs.trace_id(header) is None
+
+
+def test_of_the_url_of_redis_only_passwords_are_secret() -> None:
+    """Hosts and names of services are what an operator looks for."""
+    url = (
+        "redis+sentinel://us3r99:hunter2%2Fx@10.0.0.1:26379,10.0.0.2:26379/jobs-of-us/0?sentinel_password=s3ntinel&x=1"
+    )
+    assert set(logs.secrets_of(Settings(redis_url=url))) == {"hunter2%2Fx", "hunter2/x", "s3ntinel"}
+    assert logs.secrets_of(Settings(redis_url="redis://10.0.0.1,10.0.0.2/0")) == []
