@@ -60,6 +60,7 @@ class Process:
     ) -> None:
         """``root``: the checkout whose code it runs."""
         self.name = name
+        self._is_told = False
         self.log = folder / f"{name}.log"
         with self.log.open("w") as file:
             self.popen = subprocess.Popen(
@@ -96,10 +97,16 @@ class Process:
         self.popen.kill()
         self.popen.wait(STOP_S)
 
+    def tell_to_stop(self) -> None:
+        """SIGTERM, once."""
+        if not self._is_told:
+            self._is_told = True
+            self.popen.send_signal(signal.SIGTERM)  # nothing, when it has ended
+
     def stop(self, timeout_s: float = STOP_S) -> int:
         """SIGTERM; returns the exit code."""
         if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
+            self.tell_to_stop()
             try:
                 self.popen.wait(timeout_s)
             except subprocess.TimeoutExpired:
@@ -191,8 +198,10 @@ class Platform:
         self.close()
 
     def close(self) -> None:
-        """Stop runners, then the gateway; remove everything."""
-        for process in sorted(self.processes, key=lambda p: p.name.startswith("gateway")):
+        """Stop all processes at once; remove everything."""
+        for process in self.processes:
+            process.tell_to_stop()
+        for process in self.processes:
             process.stop()
         self.connections.close()
         shutil.rmtree(self.folder, ignore_errors=True)
