@@ -65,23 +65,26 @@ def _first_call_ms(platform: Platform, start: str) -> float:
     settings = {"warm": "    min_warm: 1", "stem": "    pool: spare", "cold": "    pool: bare"}[start]
     platform.deploy({name: NOOP}, settings, _POOLS)
     if start == "warm":
-        until(lambda: f"function={name} " in _log(platform), 60.0, f"the code of {name} to be loaded")
+        until(lambda: _starts(platform, function=name), 60.0, f"the code of {name} to be loaded")
     elif start == "stem":
-        until(lambda: _count(platform, "spare") - _count(platform, "stem") >= 2, 60.0, "two spare sandboxes")
+        until(lambda: _spares(platform) >= 2, 60.0, "two spare sandboxes")
     sample = closed(platform.port, request("POST", f"/functions/{name}/invoke", b"1"), 1, 1)
-    said = _log(platform)
-    if sample.errors or (start != "warm" and f"start={start} " not in said.split(f"function={name} ")[-1]):
-        raise SystemExit(f"the first call of {name} was to be a {start} start; the runner says:\n{said[-2000:]}")
+    told = _starts(platform, function=name)
+    if sample.errors or (start != "warm" and [start] != [event["start"] for event in told]):
+        raise SystemExit(f"the first call of {name} was to be a {start} start; the runner tells of {told}")
     platform.client.delete_function(name)
     return sample.latencies_ms[0]
 
 
-def _count(platform: Platform, start: str) -> int:
-    return sum("pool=spare " in line and f" start={start} " in line for line in _log(platform).splitlines())
+def _spares(platform: Platform) -> int:
+    """Stems of the pool that no function has taken."""
+    return len(_starts(platform, pool="spare", start="spare")) - len(_starts(platform, pool="spare", start="stem"))
 
 
-def _log(platform: Platform) -> str:
-    return "".join(process.text for process in platform.processes if process.name.startswith("runner"))
+def _starts(platform: Platform, **wanted: str) -> list[dict[str, Any]]:
+    """What the runners logged of sandboxes that started."""
+    told = [event for process in platform.processes for event in process.events("sandbox.started")]
+    return [event for event in told if wanted.items() <= event.items()]
 
 
 def _command_ms(command: list[str]) -> float:
