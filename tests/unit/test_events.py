@@ -28,7 +28,7 @@ REDIS = "redis://user:s3cret%2Fpass@localhost:1/0"
 
 
 def calls() -> Iterator[tuple[str, str, set[str]]]:
-    """Every ``events.NAME(...)``: where, the name, and the facts that are given; ``**facts`` is a literal of that file."""
+    """Every ``events.NAME(...)``: where, the name, the facts that are given; ``**facts`` is a literal there."""
     for path in SOURCES:
         tree = ast.parse(path.read_text("utf-8"))
         literals = {
