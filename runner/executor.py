@@ -303,28 +303,20 @@ class Executor:
 
 def _tell(claim: Claim, outcome: Outcome, error: dict[str, Any]) -> None:
     """What the function itself raised may quote its arguments, and is in the record anyway."""
+    facts = {
+        "job": claim.id,
+        "token": claim.token,
+        "function": claim.function,
+        "pool": claim.pool,
+        "outcome": outcome.value,
+        "error": error["type"],
+        "detail": error["message"],
+    }
     if outcome not in (Outcome.ERROR, Outcome.PERMANENT):
-        events.ATTEMPT_BROKE(
-            job=claim.id,
-            token=claim.token,
-            function=claim.function,
-            pool=claim.pool,
-            outcome=outcome.value,
-            error=error["type"],
-            detail=error["message"],
-        )
+        events.ATTEMPT_BROKE(**facts)
     elif events.ATTEMPT_FAILED.is_told:
         lines = str(error.get("traceback", "")).strip().split("\n")[-3:-1]
-        events.ATTEMPT_FAILED(
-            job=claim.id,
-            token=claim.token,
-            function=claim.function,
-            pool=claim.pool,
-            outcome=outcome.value,
-            error=error["type"],
-            detail=error["message"],
-            where=" | ".join(line.strip() for line in lines),
-        )
+        events.ATTEMPT_FAILED(**facts, where=" | ".join(line.strip() for line in lines))
 
 
 def _outcome_of(reply: CallReply) -> tuple[Outcome, dict[str, Any] | None]:

@@ -54,12 +54,13 @@ def refused(port):
 def until_broken_after_its_end(port):
     return until_broken(port, is_half=True)
 
-def until_broken(port, is_half=False):
+def until_broken(port, is_half=False, after_s=0):
     got = 0
     with connect(port) as sock:
         sock.sendall(b"go")
         if is_half:
             sock.shutdown(socket.SHUT_WR)
+        time.sleep(after_s)
         try:
             while more := sock.recv(65536):
                 got += len(more)
@@ -68,16 +69,7 @@ def until_broken(port, is_half=False):
         return ["end", got]
 
 def late(port):
-    got = 0
-    with connect(port) as sock:
-        sock.sendall(b"go")
-        time.sleep(0.5)
-        try:
-            while more := sock.recv(65536):
-                got += len(more)
-        except ConnectionResetError:
-            return ["reset", got]
-        return ["end", got]
+    return until_broken(port, after_s=0.5)
 
 def much(port):
     blob = bytes(range(256)) * 40_000

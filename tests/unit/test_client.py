@@ -12,14 +12,7 @@ import pytest
 from bananas.client import Client
 from bananas.errors import ApiError, ConfigError, GatewayUnreachable, InvalidRequest
 from bananas.spec import PoolSpec
-from tests.tools.stub_gateway import StubGateway, problem, serving
-
-
-@pytest.fixture
-def gateway() -> Iterator[StubGateway]:
-    """A gateway on a free port."""
-    with serving(StubGateway()) as gateway:
-        yield gateway
+from tests.tools.stub_gateway import StubGateway, problem
 
 
 @pytest.fixture

@@ -15,17 +15,10 @@ from bananas.client import Client
 from bananas.client_wire import Patience
 from bananas.errors import ApiError, GatewayUnreachable, JobFailed, JobNotOver
 from gateway import shapes
-from tests.tools.stub_gateway import StubGateway, problem, serving
+from tests.tools.stub_gateway import StubGateway, problem
 
 BUSY = problem(429, "queue-full", "full")[1]
 NO_REDIS = problem(503, "redis-unavailable", "Redis is away")[1]
-
-
-@pytest.fixture
-def gateway() -> Iterator[StubGateway]:
-    """A gateway on a free port."""
-    with serving(StubGateway()) as gateway:
-        yield gateway
 
 
 @pytest.fixture

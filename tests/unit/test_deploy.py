@@ -14,7 +14,7 @@ from bananas.errors import ApiError, DeployError, GatewayUnreachable
 from bananas.manifest import load
 from bananas.pack import pack, unpack
 from tests.tools import wheels
-from tests.tools.stub_gateway import ABI, RUNTIME, StubGateway, problem, serving
+from tests.tools.stub_gateway import ABI, RUNTIME, StubGateway, problem
 
 MANIFEST = """
 version: 1
@@ -40,13 +40,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("UV_NO_INDEX", "1")
     return tmp_path
-
-
-@pytest.fixture
-def gateway() -> Iterator[StubGateway]:
-    """Nothing is deployed yet."""
-    with serving(StubGateway()) as gateway:
-        yield gateway
 
 
 @pytest.fixture
