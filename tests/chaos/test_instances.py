@@ -61,7 +61,9 @@ def test_two_installations_on_one_engine_never_touch_each_others_sandboxes(
         for job in jobs[p.url]:
             p.state(job, "processing", 20)
     # Without stems only the busy sandboxes stay, once those from before the deploy are gone.
-    before = until(lambda: len(found := sandboxes(engine, other)) == RUNNERS and found, 20, "the spare sandboxes to end")
+    before = until(
+        lambda: len(found := sandboxes(engine, other)) == RUNNERS and found, 20, "the spare sandboxes to end"
+    )
     names = {str(runner["id"]).rpartition("-")[2] for runner in other.client.runners()}
     assert len(names) == RUNNERS
     assert names >= set(before.values())
