@@ -197,8 +197,8 @@ RUNNER: Final[tuple[Measure, ...]] = (
     _gauge("bananas_runner_gpus", "Devices that pools may lease"),
     _gauge("bananas_runner_redis_up", "1 while Redis answers"),
     _gauge("bananas_runner_redis_round_trip_seconds", "What telling Redis that it lives took the last time"),
-    _gauge("bananas_runner_engine_up", "1 while the engine answers; asked every 30 s"),
-    _gauge("bananas_runner_engine_round_trip_seconds", "What asking it for its images took the last time"),
+    _gauge("bananas_runner_engine_up", "1 while the engine answers; asked every 2 s"),
+    _gauge("bananas_runner_engine_round_trip_seconds", "What asking it for a sign of life took the last time"),
     _gauge("bananas_runner_loop_lag_seconds", "How late the last heartbeat began: what held the process up"),
 )
 

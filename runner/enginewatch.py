@@ -40,6 +40,8 @@ class EngineWatch(PeriodicService):
         #: Monotonic seconds at which the last ping that is over began, and since when none was answered.
         self._pinged_s = 0.0
         self._away_since_s: float | None = None
+        #: Seconds that the last answer took; None before the first.
+        self.ping_s: float | None = None
 
     @property
     def answers(self) -> bool:
@@ -66,6 +68,7 @@ class EngineWatch(PeriodicService):
             problem = None
             try:
                 self._ping()
+                self.ping_s = time.monotonic() - began_s
             except EngineUnavailable as e:
                 problem = e
             self._pinged_s = began_s

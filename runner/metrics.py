@@ -19,7 +19,8 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 from prometheus_client import ProcessCollector
 
 from bananas import __version__, events, logs, metrics
-from bananas.errors import ConfigError, EngineUnavailable, RedisUnavailable
+from bananas.errors import ConfigError, RedisUnavailable
+from runner.enginewatch import EngineWatch
 from runner.gate import Gate
 from runner.gpus import Gpus
 from runner.heartbeat import InFlight
@@ -36,12 +37,10 @@ _MIB: Final = 1024 * 1024
 
 @dataclass(slots=True)
 class Vitals:
-    """What the runner found out about the world around it; None: not yet."""
+    """What the runner found out about Redis and its own loop; None: not yet."""
 
     is_redis_up: bool | None = None
     redis_s: float | None = None
-    is_engine_up: bool | None = None
-    engine_s: float | None = None
     loop_lag_s: float | None = None
 
     def lagged(self, lag_s: float) -> None:
@@ -59,17 +58,6 @@ class Vitals:
             raise
         self.is_redis_up, self.redis_s = True, time.monotonic() - began_s
 
-    @contextmanager
-    def engine(self) -> Iterator[None]:
-        """For the time of one question to the engine."""
-        began_s = time.monotonic()
-        try:
-            yield
-        except EngineUnavailable:
-            self.is_engine_up = False
-            raise
-        self.is_engine_up, self.engine_s = True, time.monotonic() - began_s
-
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -83,6 +71,7 @@ class Sources:
     gate: Gate
     gpus: Gpus
     vitals: Vitals
+    engine: EngineWatch
 
 
 def text(sources: Sources) -> bytes:
@@ -99,12 +88,12 @@ def text(sources: Sources) -> bytes:
         told.set("bananas_runner_slots", pool.spec.concurrency, name)
         for state, number in pool.states().items():
             told.set("bananas_runner_sandboxes", number, name, state)
+    told.set("bananas_runner_engine_up", float(sources.engine.answers))
     vitals = sources.vitals
     for name, value in (
         ("redis_up", vitals.is_redis_up),
         ("redis_round_trip_seconds", vitals.redis_s),
-        ("engine_up", vitals.is_engine_up),
-        ("engine_round_trip_seconds", vitals.engine_s),
+        ("engine_round_trip_seconds", sources.engine.ping_s),
         ("loop_lag_seconds", vitals.loop_lag_s),
     ):
         if value is not None:

@@ -224,7 +224,7 @@ class Supervisor:
         if self._metrics is not None:
             sources = Sources(
                 *(host.name, self._pools, self._in_flight, self._tally, self._ledger, self._gate, self._gpus),
-                self._vitals,
+                *(self._vitals, self._watch),
             )
             roles.append(MetricsServer(self._on_crash, self._metrics, lambda: metrics.text(sources)))
         if self._notifier.watchdog_s:
@@ -371,8 +371,7 @@ class Supervisor:
 
     def _publish_runtimes(self) -> None:
         try:
-            with self._vitals.engine():
-                self._catalog.refresh_runtimes()
+            self._catalog.refresh_runtimes()
         except EngineUnavailable as e:
             events.RUNTIMES_STALE(error=e)
             return
