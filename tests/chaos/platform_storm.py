@@ -25,14 +25,19 @@ from bananas.client import Client
 from bananas.embedded import EmbeddedRedis
 from bananas.job import NewJob
 from bananas.ports import free_port
+from bananas.secrets import ensure_key_file
 from tests.chaos import plan
 from tests.chaos.journal import Execution
 from tests.chaos.plan import Disruption, JobPlan, Sent
 from tests.chaos.storm import ACK_S, GRACE_S, LEASE_S
 from tests.platform import Platform, Process, until
 
+#: What the functions know and tell whoever listens; no process may have it in its log.
+PLANTED = "planted-secret-of-the-storm"
 HANDLER = """
 import os, time
+
+secret = open("/run/secrets/TOKEN").read()
 
 class Planned(Exception):
     permanent = False
@@ -40,14 +45,15 @@ class Planned(Exception):
 def handle(event, context):
     nonce = os.urandom(8).hex()
     print("nonce", nonce)
+    print("secret", secret)
     time.sleep(event["run_ms"] / 1000)
     if event.get("permanent") or context.attempt <= event.get("fail", 0):
-        error = Planned(f"attempt {context.attempt}")
+        error = Planned(f"attempt {context.attempt} with {secret}")
         error.permanent = bool(event.get("permanent"))
         raise error
     return {"nonce": nonce}
 """
-SETTINGS = f"    retries: {{max: {plan.RETRIES}, base: 100ms}}"
+SETTINGS = f"    retries: {{max: {plan.RETRIES}, base: 100ms}}\n    secrets: [TOKEN]"
 #: Who asks for the jobs.
 CLIENTS = 4
 
@@ -64,6 +70,8 @@ class PlatformStorm:
         self.platform = Platform(
             self.redis.url, BANANAS_LEASE_S=f"{LEASE_S}", BANANAS_GRACE_S=f"{GRACE_S}", BANANAS_PYTHON_IMAGE=image
         )
+        self.platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(self.platform.folder / "secret.key"))
+        self.platform.env["BANANAS_LOG_LEVEL"] = "debug"  # what code raises is told there only
         self.queue = self.platform.queue
         self.gateways: dict[int, Process] = {}
         self.runners: list[Process] = []
@@ -83,6 +91,7 @@ class PlatformStorm:
             self.gateway(port)
         for _ in range(runners):
             self.runner()
+        self.platform.client.put_secret("TOKEN", PLANTED.encode())
         narrow = f"{SETTINGS}\n    max_concurrency: {plan.NARROW}"
         self.platform.deploy({"work": HANDLER}, SETTINGS)
         self.platform.deploy({"narrow": HANDLER}, narrow)

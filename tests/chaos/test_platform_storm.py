@@ -13,7 +13,7 @@ import pytest
 
 from bananas.spec import RuntimeInfo
 from tests.chaos import plan, verdict
-from tests.chaos.platform_storm import PlatformStorm
+from tests.chaos.platform_storm import PLANTED, PlatformStorm
 from tests.chaos.storm import LEASE_S, REAP_S
 from tests.platform import until
 
@@ -67,3 +67,6 @@ def test_a_platform_in_a_storm_keeps_every_promise(
         assert process.stop() == 0
     left = engine.containers.list(filters={"label": f"bananas.instance={instance}", "status": "running"})
     assert left == []
+    texts = [process.text for process in storm.platform.processes]
+    assert any("attempt.failed" in text for text in texts), "the log tells what the code raised"
+    assert not [text for text in texts if PLANTED in text]
