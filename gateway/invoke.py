@@ -203,13 +203,18 @@ class Invoker:
         why = records.describe_error(record.error)
         detail = f"{function!r} did not answer in time"
         if record.token == 0:
-            detail += f": no sandbox of pool {queued.pool!r} became free"
+            detail += f": {self._no_turn(queued.pool)}"
         elif why:
             detail += f"; its last attempt ended with {why}"
         if key is not None:
             detail += "; it goes on, and a call with the same key waits for it"
         outcome = last.outcome if last else None
         return problem("timeout", detail, headers={"Bananas-Job-Id": queued.id}, job=queued.id, outcome=outcome)
+
+    def _no_turn(self, pool: str, within: str = "") -> str:
+        """Why a call did not begin; with what keeps every runner of the pool from it, if anything does."""
+        found = self._live.obstacle(pool)
+        return f"no sandbox of pool {pool!r} became free{within}" + (f"; {found[1]}" if found else "")
 
     def _answer(self, function: str, queued: Enqueued, reply: Reply, telling: Telling) -> Response:
         headers = {"Bananas-Job-Id": reply.id}
@@ -224,6 +229,6 @@ class Invoker:
             detail = f"job {reply.id} of {function!r} was cancelled by somebody else"
             return problem("job-cancelled", detail, headers=headers, job=reply.id, outcome=Outcome.CANCELLED)
         if attempt is None:
-            waited = f"no sandbox of pool {queued.pool!r} became free within {LIMITS.sync_queue_s} s"
+            waited = self._no_turn(queued.pool, f" within {LIMITS.sync_queue_s} s")
             return problem("timeout", waited, headers=headers, job=reply.id, outcome=Outcome.EXPIRED)
         return telling.failure(function, reply.id, attempt, headers)

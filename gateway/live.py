@@ -16,10 +16,10 @@ _LIVE_S: Final = 1.0
 _DEAD_S: Final = 0.1
 
 
-#: By the word that runners tell: what holds a job up.
+#: By the word that runners tell: what holds a job up, and until when.
 _HELD_UP: Final = {
-    "engine": "the Docker Engine of the runners of pool {pool!r} does not answer; the job begins when it does",
-    "gpus": "other sandboxes have the GPUs that pool {pool!r} needs; the job begins when they are done",
+    "engine": ("the Docker Engine of the runners of pool {pool!r} does not answer", "the job begins when it does"),
+    "gpus": ("other sandboxes have the GPUs that pool {pool!r} needs", "the job begins when they are done"),
 }
 
 
@@ -47,13 +47,20 @@ class LiveRunners:
         or None) and the same in words, for its record.
         """
         what, why = None, None
-        if record.state is JobState.PENDING and not self.serve(record.pool):
-            what, why = "runner", f"no live runner serves pool {record.pool!r}; {start_one(record.pool)}"
-        elif record.state is JobState.PENDING and (word := held_up(record.pool, self._runners)):
-            what, why = word, _HELD_UP.get(word, word).format(pool=record.pool)
+        if record.state is JobState.PENDING and (found := self.obstacle(record.pool)):
+            what, why = found[0], "; ".join(found[1:])
         elif record.is_parked:
             what, why = "max_concurrency", f"function {record.function!r} runs as many jobs as its max_concurrency"
         return {"waiting_for": what, "waiting_detail": why}
+
+    def obstacle(self, pool: str) -> tuple[str, str, str] | None:
+        """What keeps all jobs of the pool from beginning: the word for it, the same in words, and what ends it."""
+        if not self.serve(pool):
+            return "runner", f"no live runner serves pool {pool!r}", start_one(pool)
+        if word := held_up(pool, self._runners):
+            why, end = _HELD_UP.get(word, (word, "the job begins when that is over"))
+            return word, why.format(pool=pool), end
+        return None
 
 
 def start_one(pool: str) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
+from bananas.redis_client import Connections
 from bananas.registry import RunnerInfo
-from tests.integration.gateway_player import Player
-from tests.platform import until
+from tests.integration.gateway_player import Player, call
+from tests.integration.jobs import let_expire
+from tests.platform import Platform, until
 
 
 def announce(player: Player, name: str, **held_up: str) -> None:
@@ -57,3 +62,23 @@ def test_a_job_whose_gpus_are_taken_says_so(client: Any, player: Player) -> None
         record["waiting_detail"]
         == "other sandboxes have the GPUs that pool 'default' needs; the job begins when they are done"
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"), [("engine", "the Docker Engine of the runners"), ("gpus", "other sandboxes have the GPUs")]
+)
+def test_a_call_that_got_no_turn_says_what_held_it_up(
+    platform: Platform, outside: Player, connections: Connections, word: str, reason: str
+) -> None:
+    """Its 504 does not only name its pool, as if that had been busy."""
+    announce(outside, "r1", default=word)
+    with ThreadPoolExecutor(1) as threads:
+        calling = threads.submit(call, platform.port, "POST", "/functions/hello/invoke", b"{}", 60)
+        [job] = until(lambda: [one["id"] for one in platform.client.jobs(function="hello")["jobs"]], 30, "the call")
+        # The gateway's list of runners may be a second old, and of a test before.
+        until(lambda: platform.client.job(job)["waiting_for"] == word, 30, "the gateway to hear of it")
+        let_expire(connections, [job])
+        outside.queue.expire()
+        answer = calling.result(60)
+    assert (answer.status, answer.json["code"], answer.json["outcome"]) == (504, "timeout", "expired")
+    assert answer.json["detail"].startswith(f"no sandbox of pool 'default' became free within 30 s; {reason}")
