@@ -66,8 +66,8 @@ def ls(limit: int, output: str, **filters: str | None) -> None:
     if output == "json":
         print_json(found)
     else:
-        rows = ((r["id"], r["name"], r["reason"], r["attempts"], ago(r["died_at"]), _error(r)) for r in found)
-        print_table(("ID", "FUNCTION", "REASON", "TRIES", "FAILED", "ERROR"), rows)
+        rows = ((r["id"], r["name"], r["reason"], ago(r["died_at"]), _error(r)) for r in found)
+        print_table(("ID", "FUNCTION", "REASON", "FAILED", "ERROR"), rows)
     if has_more:
         click.echo(f"there are more than {limit}; see them with --limit", err=True)
 

@@ -193,8 +193,8 @@ def ls(status: str | None, function: str | None, limit: int, output: str) -> Non
     if output == "json":
         print_json(found)
     else:
-        rows = ((j["id"], j["name"], _state(j), j["priority"], j["attempts"], ago(j["created_at"])) for j in found)
-        print_table(("ID", "FUNCTION", "STATUS", "PRIORITY", "TRIES", "CREATED"), rows)
+        rows = ((j["id"], j["name"], _state(j), j["attempts"], ago(j["created_at"])) for j in found)
+        print_table(("ID", "FUNCTION", "STATUS", "TRIES", "CREATED"), rows)
     if has_more:
         click.echo(f"there are more than {limit}; see them with --limit", err=True)
 

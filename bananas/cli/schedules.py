@@ -43,7 +43,7 @@ def _list(output: str) -> None:
     if output == "json":
         print_json(found)
         return
-    headings = ("FUNCTION", "CRON", "ZONE", "NEXT", "THEN", "LAST JOB", "FIRED", "SKIPPED", "MISSED", "HELD")
+    headings = ("FUNCTION", "CRON", "ZONE", "NEXT", "FIRED", "SKIP/MISS/HELD")
     print_table(headings, map(_row, found))
     for schedule in found:
         if schedule["problem"]:
@@ -51,11 +51,9 @@ def _list(output: str) -> None:
 
 
 def _row(schedule: dict[str, Any]) -> tuple[object, ...]:
-    following = [_minute(slot) for slot in [*schedule["next"], "", ""][:2]]
-    if schedule["paused"]:
-        following = ["paused", ""]
-    counts = (schedule[name] for name in ("fired", "skipped", "missed", "held"))
-    return (schedule["function"], schedule["cron"], schedule["tz"], *following, schedule["last_job"], *counts)
+    following = "paused" if schedule["paused"] else "".join(map(_minute, schedule["next"][:1]))
+    others = "/".join(str(schedule[name]) for name in ("skipped", "missed", "held"))
+    return (schedule["function"], schedule["cron"], schedule["tz"], following, schedule["fired"], others)
 
 
 def _minute(slot: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from bananas.cli.output import ago, client, output_option, print_json, print_table, remove_each, time_option
+from bananas.cli.output import client, output_option, print_json, print_table, remove_each, time_option
 from bananas.settings import Settings
 from bananas.units import parse_time_ms
 
@@ -99,10 +99,13 @@ def ls(output: str) -> None:
         print_json(found)
         return
     rows = (
-        (t["id"], t["name"], ",".join(t["scopes"]), ",".join(t["functions"]) or "all", ago(t["created_at"]), _end(t))
-        for t in found
+        (t["id"], t["name"], ",".join(t["scopes"]), ",".join(t["functions"]) or "all", _rate(t), _end(t)) for t in found
     )
-    print_table(("ID", "NAME", "SCOPES", "FUNCTIONS", "CREATED", "ENDS"), rows)
+    print_table(("ID", "NAME", "SCOPES", "FUNCTIONS", "RATE", "ENDS"), rows)
+
+
+def _rate(listed: dict[str, Any]) -> str | None:
+    return None if listed["rate"] is None else str(listed["rate"]["limit"])
 
 
 def _end(listed: dict[str, Any]) -> str:

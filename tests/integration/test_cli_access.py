@@ -58,7 +58,7 @@ def test_a_token_is_printed_once_and_taken_back(bananas: Cli, connections: Conne
     token = Tokens(connections).check(made.out.strip())
     assert (token.name, token.scopes, token.functions) == ("ci", ("deploy",), ("hello",))
     listed = bananas("token", "ls").out
-    assert listed.splitlines()[0].split() == ["ID", "NAME", "SCOPES", "FUNCTIONS", "CREATED", "ENDS"]
+    assert listed.splitlines()[0].split() == ["ID", "NAME", "SCOPES", "FUNCTIONS", "RATE", "ENDS"]
     assert listed.splitlines()[1].split()[:4] == [token.id, "ci", "deploy", "hello"]
     assert "never" not in listed
     assert made.out.strip() not in listed

@@ -28,8 +28,8 @@ def test_jobs_are_listed_with_filters(gateway: StubGateway, bananas: Cli) -> Non
     gateway.override["GET /jobs"] = (200, page)
     done = bananas("jobs", "ls", "--status", "failed", "--function", "hello", "--limit", "2")
     lines = done.out.splitlines()
-    assert lines[0].split() == ["ID", "FUNCTION", "STATUS", "PRIORITY", "TRIES", "CREATED"]
-    assert lines[2].startswith("j2  hello     failed (permanent)  normal")
+    assert lines[0].split() == ["ID", "FUNCTION", "STATUS", "TRIES", "CREATED"]
+    assert lines[2].startswith("j2  hello     failed (permanent)  1")
     assert done.err == "there are more than 2; see them with --limit\n"
     assert gateway.calls == ["GET /jobs?status=failed&function=hello&limit=2"]
     done = bananas("jobs", "ls", "--limit", "3", "-o", "json")

@@ -134,7 +134,7 @@ def full(gateway: StubGateway, tmp_path: Path) -> StubGateway:
     gateway.override["DELETE /secrets/KEY"] = 204, b""
     gateway.override["GET /callback-keys"] = 200, {"keys": ["whsec_abc"]}
     token = {"id": "bn_0123456789ab", "name": LONG, "scopes": ["invoke", "deploy", "admin"], "functions": [LONG] * 2}
-    token |= {"created_at": DAY, "expires_at": DAY, "rate": "100/s", "burst": 100}
+    token |= {"created_at": DAY, "expires_at": DAY, "rate": {"limit": "100/s", "burst": 100}}
     gateway.override["GET /tokens"] = 200, {"tokens": [token]}
     gateway.override["POST /tokens"] = 201, token | {"token": "bn_secret"}
     gateway.override["DELETE /tokens/t1"] = 204, b""
@@ -171,6 +171,25 @@ def test_every_table_fits_80_columns(
     assert [line for line in tables if len(line) > 80] == []
     if command in ("jobs ls", "dead ls"):
         assert JOB in done.out
+
+
+def test_what_is_usual_is_not_cut_at_80_columns(
+    gateway: StubGateway, bananas: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state, a cron expression and a rate are what one looks for; names of usual length leave room for them."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: SimpleNamespace(columns=80, lines=24))
+    gateway.record(JOB, name="send_email", status="processing")
+    gateway.override["GET /jobs"] = 200, {"jobs": [gateway.jobs[JOB]], "cursor": None}
+    gateway.schedule("nightly_report", cron="*/15 8-18 * * 1-5", tz="UTC")
+    token = {"id": "0123456789ab", "name": "shop", "scopes": ["invoke", "deploy"], "functions": ["send_email"]}
+    token |= {"created_at": DAY, "expires_at": DAY, "rate": {"limit": "100/s", "burst": 100}}
+    gateway.override["GET /tokens"] = 200, {"tokens": [token]}
+    lists = {name: bananas(*name.split()).out for name in ("jobs ls", "schedules", "token ls")}
+    assert f"{JOB}  send_email  processing  1 " in lists["jobs ls"]
+    assert "nightly_report  */15 8-18 * * 1-5  UTC   2026-11-25 01:00  " in lists["schedules"]
+    assert "0123456789ab  shop  invoke,deploy  send_email  100/s  " in lists["token ls"]
+    assert [name for name, told in lists.items() if "…" in told] == []
 
 
 def test_ids_are_cut_last() -> None:
