@@ -35,6 +35,8 @@ class Helpers:
         """``python`` says which image they are of; None while there is none."""
         self._workshop = workshop
         self._python = python
+        #: Names of volumes whose sandboxes are over and that are not removed yet.
+        self._left: set[str] = set()
         adapter, holder = (pack.pack(_SHIM / name, ignore=("__pycache__",)) for name in ("http", "holder"))
         #: Digests of their code: of the one that speaks HTTP, and of the one that does nothing.
         self.adapter, self.holder = adapter.digest, holder.digest
@@ -82,8 +84,9 @@ class Helpers:
         if not binding.secrets:
             return None
         shop = self._workshop
-        volume = SecretVolume(shop, memory_volumes.create(shop.engine, f"bananas-{name}", shop.labels))
+        volume = SecretVolume(shop, f"bananas-{name}", self._left)
         try:
+            memory_volumes.create(shop.engine, volume.name, shop.labels)
             shop.ledger.make_room(HELPER_MB)
             with shop.gate.place():
                 volume.hold(self.create(dataclasses.replace(profile, egress=(), network="none"), volume.name))
@@ -98,11 +101,13 @@ class Helpers:
 class SecretVolume:
     """A volume in memory, which keeps what is in it while a container runs that has it: at first that is the helper."""
 
-    def __init__(self, workshop: Workshop, name: str) -> None:
+    def __init__(self, workshop: Workshop, name: str, left: set[str]) -> None:
+        """``left``: the runner's volumes that are to be removed, shared by all."""
         self.name = name
         self.helper: DockerSandbox | None = None
         self._workshop = workshop
-        self._is_removed = False
+        self._left = left
+        self._is_closed = False
 
     def hold(self, helper: DockerSandbox) -> None:
         """The helper fills it and is closed with it."""
@@ -117,12 +122,17 @@ class SecretVolume:
             self._workshop.ledger.give(HELPER_MB)
 
     def close(self) -> None:
-        """Remove it, after the containers that had it. Idempotent."""
+        """Remove it, after the containers that had it, and those that could not be removed before: the engine was
+        away, or they had a container that it left behind. Idempotent.
+        """
         self.let_go()
-        if self._is_removed:
+        if self._is_closed:
             return
-        self._is_removed = True
+        self._is_closed = True
+        self._left.add(self.name)
         try:
-            memory_volumes.remove(self._workshop.engine, self.name)
+            for name in sorted(self._left):
+                if memory_volumes.remove(self._workshop.engine, name):
+                    self._left.discard(name)
         except EngineUnavailable as e:
             events.SANDBOX_LEFT(error=e)

@@ -21,14 +21,17 @@ def create(engine: Engine, name: str, labels: dict[str, str]) -> str:
     return name
 
 
-def remove(engine: Engine, name: str) -> None:
-    """Remove it unless a container has it, or it is gone. Raises EngineUnavailable."""
+def remove(engine: Engine, name: str) -> bool:
+    """Remove it; False while a container has it, True also when it was gone. Raises EngineUnavailable."""
     try:
         with translate(f"removing the volume {name}"):
             engine.client.api.remove_volume(name)
     except (EngineUnavailable, ImageMissing) as e:
-        if getattr(e.__cause__, "status_code", None) not in (404, 409):
+        status = getattr(e.__cause__, "status_code", None)
+        if status not in (404, 409):
             raise
+        return bool(status == 404)
+    return True
 
 
 def of_instance(engine: Engine, instance: str) -> dict[str, str]:

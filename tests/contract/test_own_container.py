@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import pytest
 from bananas import pack
 from bananas.protocols import Binding, Invocation, Sandbox
 from bananas.spec import PoolSpec, RuntimeInfo
-from runner import contracts
+from runner import contracts, memory_volumes
 from runner.access import Access
 from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.gate import Gate
+from runner.helpers import SecretVolume
 from runner.own_container import Workshop
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
@@ -81,3 +83,29 @@ def test_creates_and_starts_pass_the_gate(contract: str, base_image: RuntimeInfo
         # The helper of http was created before, by whoever makes stems, which has its place for that.
         assert [call for call in engine.taken if call[1]] == [("create", 1), ("start", 1)]
     assert gate.taken == 0
+
+
+def test_a_volume_that_could_not_be_removed_goes_with_the_next(
+    base_image: RuntimeInfo, run: Run, tmp_path: Path
+) -> None:
+    """A container that was left behind keeps it for a while; nothing else collects the volumes of a live runner."""
+    engine, left, mark = Engine(), set[str](), f"bananas-{os.urandom(5).hex()}"
+    bundles: dict[str, bytes] = {}
+    workshop = Workshop(
+        engine, BundleCache(tmp_path / "cache", bundles.__getitem__), tmp_path / "sb", run.labels, Access()
+    )
+    kept, next_one = (SecretVolume(workshop, f"{mark}-{n}", left) for n in (1, 2))
+    for volume in (kept, next_one):
+        memory_volumes.create(engine, volume.name, run.labels)
+    container = engine.client.containers.create(
+        base_image.image_id, ["python3"], network_mode="none", labels=run.labels, volumes=[f"{kept.name}:/x"]
+    )
+    try:
+        kept.close()
+        assert left == {kept.name}
+        assert engine.client.volumes.get(kept.name)
+    finally:
+        container.remove(force=True)
+    next_one.close()
+    assert left == set()
+    assert not engine.client.volumes.list(filters={"name": mark})
