@@ -11,6 +11,9 @@ from bananas.cli.output import ago, client, output_option, print_json, print_tab
 from bananas.errors import InvalidRequest
 from bananas.units import show_time
 
+#: By the gateway's word for it: why a runner takes no jobs of a pool for now.
+_HELD_UP = {"engine": "its Docker Engine does not answer", "gpus": "other sandboxes have the GPUs"}
+
 
 @click.group()
 def functions() -> None:
@@ -230,6 +233,13 @@ def runners(output: str) -> None:
         for r in found
     )
     print_table(("ID", "HOST", "PID", "POOLS", "BUSY", "SANDBOXES", "SEEN"), rows)
+    for runner in found:
+        # A gateway of the release before does not tell.
+        held_up = runner.get("held_up", {})
+        for reason in sorted(set(held_up.values())):
+            pools = ", ".join(sorted(pool for pool in held_up if held_up[pool] == reason))
+            why = _HELD_UP.get(reason, reason)
+            click.echo(f"{runner['id']} takes no jobs of {pools} for now: {why}", err=True)
 
 
 def _sandboxes(runner: dict[str, Any]) -> object:

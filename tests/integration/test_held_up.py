@@ -10,6 +10,7 @@ import pytest
 
 from bananas.redis_client import Connections
 from bananas.registry import RunnerInfo
+from tests.integration.conftest import Cli
 from tests.integration.gateway_player import Player, call
 from tests.integration.jobs import let_expire
 from tests.platform import Platform, until
@@ -82,3 +83,15 @@ def test_a_call_that_got_no_turn_says_what_held_it_up(
         answer = calling.result(60)
     assert (answer.status, answer.json["code"], answer.json["outcome"]) == (504, "timeout", "expired")
     assert answer.json["detail"].startswith(f"no sandbox of pool 'default' became free within 30 s; {reason}")
+
+
+def test_the_list_of_runners_says_which_take_no_jobs(bananas: Cli, outside: Player) -> None:
+    """A line for each runner and reason, beside the table; ``-o json`` has it in the record."""
+    announce(outside, "r1", default="engine", email="engine", gpu="gpus")
+    announce(outside, "r2")
+    code, out, err = bananas("runners")
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert err.splitlines() == [
+        "r1 takes no jobs of default, email for now: its Docker Engine does not answer",
+        "r1 takes no jobs of gpu for now: other sandboxes have the GPUs",
+    ]
