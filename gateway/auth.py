@@ -19,7 +19,6 @@ from bananas.job import Meter, NewJob
 from bananas.tokens import Scope, Token, Tokens
 from gateway import requestid
 
-#: Who did what that changes the installation: one line each.
 #: Flask's endpoint → scope; None: open to everyone.
 SCOPES: Final[dict[str, Scope | None]] = {
     "operate.healthz": None,

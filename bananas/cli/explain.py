@@ -116,6 +116,7 @@ def explain(record: Mapping[str, Any], turn: str | None = None) -> dict[str, Any
         # Until it was due, and until each retry was.
         "between_ms": None if elapsed_ms is None else round(max(0.0, elapsed_ms - in_attempts_ms), 3),
         "waits_for": _waits_for(record, turn),
+        "runs": _runs(record),
         "failure": _failure(record, attempts),
         "attempts_made": record["attempts"],
         "attempts": attempts,
@@ -166,6 +167,14 @@ def _waits_for(record: Mapping[str, Any], turn: str | None) -> dict[str, str] | 
     return {"what": "turn", "detail": turn or f"its turn in pool {record['pool']}"}
 
 
+def _runs(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Since when the attempt that runs does, and how long its job had been there then; None when none runs."""
+    since = record.get("started_at")
+    if record["status"] != "processing" or since is None:
+        return None
+    return {"attempt": record["attempts"], "since": since, "after_ms": _between(record["created_at"], since)}
+
+
 def _failure(record: Mapping[str, Any], attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Why a failed job failed, and what to do; None for others."""
     if record["status"] != "failed":
@@ -213,6 +222,9 @@ def words(told: dict[str, Any]) -> Iterator[str]:
     yield from _wrap(f"{told['function']} @ {told['version']}: {told['status']}{took}{tries}")
     if told["waits_for"]:
         yield from _wrap(f"waits ({told['waits_for']['what']}): {told['waits_for']['detail']}")
+    if runs := told["runs"]:
+        after = f"{_ms(runs['after_ms'])} after the job was made"
+        yield from _wrap(f"attempt {runs['attempt']} runs since {runs['since']}, {after}")
     if told["failure"]:
         failure = told["failure"]
         yield from _wrap(f"failed ({failure['reason']}): {failure['detail']}")

@@ -93,6 +93,19 @@ def test_what_a_waiting_job_waits_for(gateway: StubGateway, bananas: Cli) -> Non
     assert "waits (retry): try 3 begins at 2026-11-24T07:00" in bananas("explain", "j1").out
 
 
+def test_a_running_job_says_since_when(gateway: StubGateway, bananas: Cli) -> None:
+    """And what was before: how long its job had been there, and the attempts that are over."""
+    times = {"created_at": "2026-11-24T06:00:00.000Z", "started_at": "2026-11-24T06:00:02.500Z", "finished_at": None}
+    gateway.record("j1", status="processing", attempts=2, history=[attempt(1, "error")], **times)
+    out = bananas("explain", "j1").out
+    assert "attempt 2 runs since 2026-11-24T06:00:02.500Z, 2500.0 ms after the job was made" in out
+    assert "attempt 1: error" in out
+    told = json.loads(bananas("explain", "j1", "-o", "json").out)
+    assert told["runs"] == {"attempt": 2, "since": "2026-11-24T06:00:02.500Z", "after_ms": 2500.0}
+    gateway.record("j1")
+    assert json.loads(bananas("explain", "j1", "-o", "json").out)["runs"] is None
+
+
 def test_every_word_of_the_vocabulary_has_an_explanation() -> None:
     """Outcomes, reasons of dead letters, starts and their reasons: a new one must be given words here."""
     assert explain._OUTCOMES.keys() == {outcome.value for outcome in Outcome}
