@@ -21,6 +21,13 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
     return Response(_ENCODE(body), status, headers, mimetype="application/json")
 
 
+def empty_answer() -> Response:
+    """204: there is no body, so no type of one either."""
+    answer = Response(status=204)
+    del answer.headers["Content-Type"]
+    return answer
+
+
 def raw_json(text: bytes | None) -> msgspec.Raw | None:
     """Stored JSON text as a part of an answer; None becomes null."""
     return None if text is None else msgspec.Raw(text)

@@ -21,6 +21,7 @@ from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import KIB, LIMITS
 from gateway import auth, bodies
+from gateway.answers import empty_answer
 from gateway.guard import ANY, check_origin, read_body
 from gateway.invoke import Invoker
 from gateway.problems import STATUSES, of_error, retry_after
@@ -112,7 +113,7 @@ class AwsRoutes:
         trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
         match kind := request.headers.get("X-Amz-Invocation-Type", "RequestResponse"):
             case "DryRun":
-                return Response(status=204)
+                return empty_answer()
             case "Event":
                 queued = self._queue.enqueue(auth.metered(NewJob(name, payload, traceparent=trace)))
                 headers = {"Bananas-Job-Id": queued.id, _REQUEST_ID: queued.id}

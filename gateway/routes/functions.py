@@ -12,7 +12,7 @@ from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import Deployment, Version
 from gateway import auth, bodies, versions
-from gateway.answers import iso, json_answer
+from gateway.answers import empty_answer, iso, json_answer
 from gateway.forms import only
 from gateway.guard import OCTETS, read_body
 from gateway.invoke import Invoker
@@ -66,7 +66,7 @@ class FunctionRoutes:
         """Take it away; queued jobs still run."""
         if not self._registry.remove(name):
             raise UnknownFunction(f"no function {name[:60]!r} is deployed", function=name[:60])
-        return Response(status=204)
+        return empty_answer()
 
     def versions(self, name: str) -> Response:
         """The kept versions, deployed last first; with ``?diff=a..b`` also what differs between two."""

@@ -10,7 +10,7 @@ from bananas.errors import SecretInUse, UnknownSecret
 from bananas.registry import Registry
 from bananas.secrets import SecretInfo, Secrets, check_name
 from bananas.settings import LIMITS
-from gateway.answers import iso, json_answer
+from gateway.answers import empty_answer, iso, json_answer
 from gateway.guard import OCTETS, read_body
 
 
@@ -49,7 +49,7 @@ class SecretRoutes:
             )
         if not self._secrets.remove(name):
             raise UnknownSecret(f"no secret {name!r} is set")
-        return Response(status=204)
+        return empty_answer()
 
     def _users(self) -> dict[str, list[str]]:
         users: dict[str, list[str]] = {}

@@ -11,7 +11,7 @@ from bananas.errors import InvalidRequest, UnknownToken
 from bananas.spec import Name, rate_of
 from bananas.tokens import Scope, Token, Tokens
 from bananas.units import parse_time_ms
-from gateway.answers import iso, json_answer
+from gateway.answers import empty_answer, iso, json_answer
 from gateway.guard import read_body
 
 _BODY_BYTES = 16 * 1024
@@ -64,7 +64,7 @@ class TokenRoutes:
         """Take a token back."""
         if not self._tokens.remove(token_id):
             raise UnknownToken(f"no token has the id {token_id[:60]!r}")
-        return Response(status=204)
+        return empty_answer()
 
 
 def _public(token: Token) -> dict[str, Any]:

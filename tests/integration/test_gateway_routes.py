@@ -195,7 +195,8 @@ def test_deploy_and_look(client):
     assert (shown["version"], shown["spec"]["timeout_ms"], shown["bundles"]["code"]) == (first["version"], 1000, sha)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["deployed_at"])
     assert [f["name"] for f in client.get("/functions").get_json()["functions"]] == ["fresh", "hello"]
-    assert client.delete("/functions/fresh").status_code == 204
+    removed = client.delete("/functions/fresh")
+    assert (removed.status_code, removed.data, removed.content_type) == (204, b"", None)
     assert_problem(client.get("/functions/fresh"), 404, "unknown-function", "deployed are hello")
     assert_problem(client.delete("/functions/fresh"), 404, "unknown-function")
 
