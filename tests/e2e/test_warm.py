@@ -21,7 +21,7 @@ DEADLINE_S = 30.0
 ECHO = "def handle(event, context):\n    return event\n"
 COUNT = "n = 0\n\ndef handle(event, context):\n    global n\n    n += 1\n    return n\n"
 SLEEP = "import time\n\ndef handle(event, context):\n    time.sleep(event)\n"
-BROKEN = "import there_is_no_such_module\n"
+BROKEN = "import there_is_no_such_module\n\ndef handle(event, context):\n    return event\n"
 
 
 def attempt(platform: Platform, function: str, payload: object = 1) -> dict[str, Any]:
