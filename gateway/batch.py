@@ -42,7 +42,8 @@ def items(raw: bytes, accept: Accept, traceparent: str | None = None) -> list[Ne
     """
     found = _FORM.decode(raw).jobs
     if not 1 <= len(found) <= LIMITS.batch_items:
-        raise InvalidRequest(f"a batch has 1 to {LIMITS.batch_items} jobs, not {len(found)}; split it")
+        advice = "split it" if found else "leave it out"
+        raise InvalidRequest(f"a batch has 1 to {LIMITS.batch_items} jobs, not {len(found)}; {advice}")
     return [_item(bytes(item), accept, traceparent) for item in found]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from flask import Blueprint, Response
 
 from bananas.errors import InvalidRequest, UnknownToken
 from bananas.spec import Name, rate_of
-from bananas.tokens import Scope, Token, Tokens
+from bananas.tokens import SCOPES, Scope, Token, Tokens
 from bananas.units import parse_time_ms
 from gateway.answers import empty_answer, iso, json_answer
+from gateway.forms import Form
 from gateway.guard import read_body
 
 _BODY_BYTES = 16 * 1024
@@ -29,6 +30,17 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     rate: str | None = None
     #: At once; None: as many as ``rate`` has in one of its periods.
     burst: int | None = None
+
+
+_WANTED: Final = {
+    "name": "a text that tells it from others",
+    "scopes": f"a list of at least one of {', '.join(SCOPES)}",
+    "functions": "a list of names of functions",
+    "expires_in": 'a time such as "30d", or null for ever',
+    "rate": 'a rate such as "10/s", or null for none',
+    "burst": "a whole number, or null for as many as the rate says",
+}
+_FORM: Final = Form(NewToken, _WANTED, '{"name": "ci", "scopes": ["deploy"]}')
 
 
 class TokenRoutes:
@@ -51,11 +63,11 @@ class TokenRoutes:
 
     def create(self) -> Response:
         """A new token with its text."""
+        body = _FORM.decode(read_body(_BODY_BYTES, what="token"))
         try:
-            body = msgspec.json.decode(read_body(_BODY_BYTES, what="token"), type=NewToken)
             ttl_s = None if body.expires_in is None else parse_time_ms(body.expires_in) / 1000
             rate = rate_of(body.rate, body.burst)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as e:
+        except ValueError as e:
             raise InvalidRequest(f"not a valid token: {e}") from e
         token, text = self._tokens.create(body.name, body.scopes, body.functions, ttl_s, rate)
         return json_answer({**_public(token), "token": text}, 201, {"Cache-Control": "no-store"})

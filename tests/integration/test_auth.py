@@ -148,8 +148,14 @@ def test_tokens_by_http(open_client, made, connections):
     assert all(secret.encode() not in value for value in connections.commands.hvals(keys.TOKENS))
     assert client.delete(f"/tokens/{body['id']}").status_code == 204
     assert_problem(client.delete(f"/tokens/{body['id']}"), 404, "unknown-token")
-    for wrong in ({"name": "x", "scopes": []}, {"name": "x", "scopes": ["root"]}, {"name": "", "scopes": ["admin"]}):
-        assert_problem(send(client, "POST", "/tokens", wrong), 422, "invalid-request", "not a valid token")
+    for wrong, said in (
+        ({"name": "x", "scopes": []}, "scopes must be a list of at least one of invoke, deploy, admin"),
+        ({"scope": ["admin"]}, "unknown key 'scope'; did you mean 'scopes'.*; name is missing"),
+        ({"name": "x", "scopes": ["root"], "burst": "1"}, "scopes must be .*; burst must be a whole number"),
+        ({"name": "", "scopes": ["admin"]}, "not a valid token"),
+        ({"name": "x", "scopes": ["admin"], "expires_in": "soon"}, "not a valid token.*soon"),
+    ):
+        assert_problem(send(client, "POST", "/tokens", wrong), 422, "invalid-request", said)
 
 
 def test_what_changes_the_installation_is_in_the_audit_log(open_client, made, caplog):

@@ -70,7 +70,7 @@ def test_what_is_no_batch_is_refused_as_a_whole(client):
         (b"[]", "the body must be an object such as .*jobs"),
         (b"{}", "jobs is missing; it must be a list of bodies"),
         (b'{"jobs": {}}', "jobs must be a list"),
-        (b'{"jobs": []}', "a batch has 1 to 1000 jobs, not 0"),
+        (b'{"jobs": []}', "a batch has 1 to 1000 jobs, not 0; leave it out"),
         (json.dumps({"jobs": [{}] * 1001}).encode(), "a batch has 1 to 1000 jobs, not 1001; split it"),
         (b'{"jobs": [{"name": "hello"}], "job": 1}', "unknown key 'job'; did you mean 'jobs'"),
         (b'{"jobs": [{"name": "hello"},]}', "not valid JSON"),
