@@ -75,6 +75,7 @@ class Engine:
             info = self.client.info()
             self._pulse: Any = docker.from_env(timeout=PING_TIMEOUT_S).api if client is None else client.api
         self._api = self.client.api
+        self.left: set[str] = set()  # containers that may run on and are to be removed: they could not be, it was away
         self._cpus = float(info["NCPU"])
         self._runtimes = frozenset(info.get("Runtimes") or ())
         #: Podman's Docker API answers this key, Docker does not.

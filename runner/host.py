@@ -2,8 +2,8 @@
 
 ``<state>/<instance>/<runner>/`` holds the sandboxes of one runner, ``<runner>.lock`` beside it is locked while the
 runner lives. A lock that can be taken is proof that its owner is gone, whatever its pid is now; so only own-instance
-leftovers of provably dead runners are ever touched, and this runner's own that ended and could not be removed while the
-engine was away. Any number of instances and runners share an engine.
+leftovers of provably dead runners are ever touched, and this runner's own that could not be removed while the engine
+was away. Any number of instances and runners share an engine.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ class Host:
         now_s, seen = time.monotonic(), self._ended
         ended = self._engine.ended(self._instance, self.id)
         self._ended = {container: seen.get(container, now_s) for container in ended}
-        left = [container for container, since_s in self._ended.items() if now_s - since_s >= LEFT_S]
+        left = self._engine.left | {c for c, since_s in self._ended.items() if now_s - since_s >= LEFT_S}
         for container in left:
             events.CONTAINER_LEFT(container=container[:12])
             self._engine.remove(container)
+            self._engine.left.discard(container)
         return len(left)
 
     def leave(self) -> None:

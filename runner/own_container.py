@@ -172,4 +172,6 @@ def _remove(engine: Engine, container_id: str) -> None:
     try:
         engine.remove(container_id)
     except EngineUnavailable as e:
+        # No shim in it notices that we are gone: it would run on.
+        engine.left.add(container_id)
         events.SANDBOX_LEFT(error=e)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import NotFound
 
 from bananas import pack
+from bananas.errors import EngineUnavailable
 from bananas.protocols import Binding, Invocation, Sandbox
 from bananas.spec import PoolSpec, RuntimeInfo
 from runner import contracts, memory_volumes
@@ -21,6 +23,7 @@ from runner.bundles import BundleCache
 from runner.docker_driver import Engine
 from runner.gate import Gate
 from runner.helpers import SecretVolume
+from runner.host import Host
 from runner.own_container import Workshop
 from runner.sandbox import DockerSandboxFactory
 from runner.slot import profile_of
@@ -49,6 +52,17 @@ class WatchedEngine(Engine):
     def start(self, container_id: str, pool: str) -> None:
         self.taken.append(("start", self._gate.taken))
         super().start(container_id, pool)
+
+
+class AwayEngine(Engine):
+    """Can be away for whoever wants to remove something."""
+
+    is_away = False
+
+    def remove(self, container_id: str) -> None:
+        if self.is_away:
+            raise EngineUnavailable("the Docker Engine does not answer")
+        super().remove(container_id)
 
 
 @contextmanager
@@ -109,3 +123,26 @@ def test_a_volume_that_could_not_be_removed_goes_with_the_next(
     next_one.close()
     assert left == set()
     assert not engine.client.volumes.list(filters={"name": mark})
+
+
+def test_a_container_that_outlived_its_end_is_removed_when_the_engine_is_back(
+    base_image: RuntimeInfo, run: Run, tmp_path: Path
+) -> None:
+    """Nothing in it notices that its attempt is over, so it runs until the runner's next sweep, and no longer."""
+    engine = AwayEngine()
+    with bound("http", base_image, run, engine, Gate(2)) as sandbox:
+        engine.is_away = True
+        sandbox.terminate()
+        [container] = engine.left
+        assert engine.client.containers.get(container).status == "running"
+        host = Host(tmp_path, f"own{os.urandom(4).hex()}", engine)
+        try:
+            with pytest.raises(EngineUnavailable):
+                host.sweep()
+            engine.is_away = False
+            assert host.sweep() == 1
+        finally:
+            host.leave()
+        assert engine.left == set()
+        with pytest.raises(NotFound):
+            engine.client.containers.get(container)
