@@ -13,7 +13,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bananas.errors import SandboxDied
+from bananas.errors import SandboxDied, SandboxStartError
 from bananas.protocols import Binding, CallReply, ExitInfo, HandlerLoadError, Invocation, SandboxProfile
 from bananas.settings import LIMITS
 from runner.helpers import Helpers, SecretVolume
@@ -77,6 +77,11 @@ class HttpSandbox:
             info = own.exit_info(END_S)
             if info.oom:
                 raise
+            if info == ExitInfo():
+                # Its output broke off and its end is unknown: that is the engine's affair, not the function's.
+                raise SandboxStartError(
+                    f"the engine lost a container of image {self.profile.image} before it listened on port {port}"
+                ) from e
             message = f"the container of image {self.profile.image} {info.describe()} before it listened on port {port}"
             raise HandlerLoadError({"type": "ContainerEnded", "message": message}) from e
         finally:

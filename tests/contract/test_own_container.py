@@ -14,13 +14,13 @@ import pytest
 from docker.errors import NotFound
 
 from bananas import pack
-from bananas.errors import EngineUnavailable
+from bananas.errors import EngineUnavailable, SandboxStartError
 from bananas.protocols import Binding, Invocation, Sandbox
 from bananas.spec import PoolSpec, RuntimeInfo
 from runner import contracts, memory_volumes
 from runner.access import Access
 from runner.bundles import BundleCache
-from runner.docker_driver import Engine
+from runner.docker_driver import Engine, Exited
 from runner.gate import Gate
 from runner.helpers import SecretVolume
 from runner.host import Host
@@ -65,6 +65,14 @@ class AwayEngine(Engine):
         super().remove(container_id)
 
 
+class ForgetfulEngine(Engine):
+    """Does not know how a container ended, like one that went away meanwhile."""
+
+    def wait_exit(self, container_id: str, timeout_s: int) -> Exited | None:
+        super().wait_exit(container_id, timeout_s)
+        return None
+
+
 @contextmanager
 def bound(contract: str, image: RuntimeInfo, run: Run, engine: Engine, gate: Gate) -> Iterator[Sandbox]:
     folder = Path(tempfile.mkdtemp(prefix="bn-"))
@@ -97,6 +105,18 @@ def test_creates_and_starts_pass_the_gate(contract: str, base_image: RuntimeInfo
         # The helper of http was created before, by whoever makes stems, which has its place for that.
         assert [call for call in engine.taken if call[1]] == [("create", 1), ("start", 1)]
     assert gate.taken == 0
+
+
+def test_a_container_that_the_engine_lost_is_no_fault_of_its_function(
+    base_image: RuntimeInfo, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job is tried again without using anything up, instead of failing with words about the code."""
+    monkeypatch.setitem(COMMANDS, "http", ("python3", "-c", "raise SystemExit(1)"))
+    with (
+        pytest.raises(SandboxStartError, match=r"the engine lost a container of image .* before it listened on port"),
+        bound("http", base_image, run, ForgetfulEngine(), Gate(2)),
+    ):
+        pass
 
 
 def test_a_volume_that_could_not_be_removed_goes_with_the_next(
