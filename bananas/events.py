@@ -119,6 +119,7 @@ DOCTOR_NO_SOCKET = _info("doctor.no_socket", "no sandbox by a shared directory, 
 
 RUNNER_STARTING = _info("runner.starting", "starting {what}")
 RUNNER_READY = _info("runner.ready", "runner {runner} serves pools {pools}")
+MAINTENANCE_READY = _info("maintenance.ready", "looks after the queue, and takes no jobs")
 RUNNER_WARNED = _warning("runner.warned", "{warning}")
 RUNNER_NO_CALLBACKS = _info(
     "runner.no_callbacks",

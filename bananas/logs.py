@@ -118,7 +118,7 @@ def library(name: str) -> logging.Logger:
 
 
 def set_up(settings: Settings, service: str, stream: TextIO | None = None) -> None:
-    """Send every line of this process to ``stream`` (stderr); ``service`` is in each: ``gateway`` or ``runner``."""
+    """Send every line of this process to ``stream`` (stderr); ``service`` is in each, such as ``gateway``."""
     import structlog
 
     stream = stream or sys.stderr

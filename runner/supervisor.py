@@ -15,17 +15,14 @@ import msgspec
 from gevent.event import Event
 
 from bananas import events
-from bananas.callbacks import Callbacks
 from bananas.clock import SystemClock
 from bananas.errors import BananasError, ConfigError, EngineUnavailable, RedisUnavailable, SandboxStartError
 from bananas.follow import Follow
 from bananas.health import Health
-from bananas.leftovers import Leftovers
 from bananas.notify import Notifier
 from bananas.queue import Queue, Step
 from bananas.redis_client import Connections, safe_url
 from bananas.registry import Registry
-from bananas.schedules import Schedules
 from bananas.secrets import SecretBox, Secrets
 from bananas.settings import MIB, Settings
 from runner import contracts, gpus, images, metrics, opennet
@@ -44,11 +41,8 @@ from runner.heartbeat import Fence, Heartbeat, InFlight
 from runner.holdups import HoldUps
 from runner.host import Host
 from runner.ledger import Ledger, machine_budget_mb
-from runner.maintenance.callbacks import CallbackTeller
-from runner.maintenance.janitor import Janitor
-from runner.maintenance.promoter import Promoter
-from runner.maintenance.reaper import Reaper
-from runner.maintenance.scheduler import Scheduler
+from runner.maintenance.janitor import HostJanitor
+from runner.maintenance.roles import MaintenanceRoles
 from runner.maintenance.upkeep import Upkeep
 from runner.metrics import MetricsServer, Sources, Vitals
 from runner.own_container import Workshop
@@ -59,11 +53,9 @@ from runner.service import Every, GreenletService
 from runner.stdio import StdioSandboxFactory
 from runner.tail import LogTeller
 from runner.tally import Tally
-from runner.webhook import Sender
 from runner.worker import Bell, Inbox, Worker
 
 RUNTIMES_S = 30.0
-FORMAT_S = 5.0
 #: For ending sandboxes and leaving, after the grace.
 EXIT_S = 10.0
 
@@ -139,7 +131,7 @@ class Supervisor:
             lambda: images.discover(engine.client, settings.python_image),
             lambda name: images.id_of(engine.client, name),
         )
-        self._promoter = Promoter(self._on_crash, self._queue)
+        self._maintenance = MaintenanceRoles(self._on_crash, settings, self._connections, self._queue)
         teller = self._build_worker(catalog, host)
         self._upkeep = Upkeep(
             self._on_crash,
@@ -202,7 +194,6 @@ class Supervisor:
             on_followed=tail.follow,
         )
         roles: list[GreenletService] = [
-            *self._callback_roles(),
             Heartbeat(
                 *(self._on_crash, self._queue, host.name, self._in_flight, lease_s, settings.heartbeat_s),
                 on_lag=self._vitals.lagged,
@@ -210,14 +201,11 @@ class Supervisor:
             Fence(self._on_crash, self._in_flight, settings.fence_s),
             inbox,
             tail,
-            self._promoter,
-            Scheduler(self._on_crash, Schedules(self._connections)),
-            Reaper(self._on_crash, self._queue, lease_s, settings.reap_s),
-            Janitor(self._on_crash, self._queue, Leftovers(self._connections), host, bundles),
+            *self._maintenance.all,
+            HostJanitor(self._on_crash, host, bundles),
             self._announcer,
             self._watch,
             Every(self._on_crash, "runtimes", RUNTIMES_S, self._publish_runtimes),
-            Every(self._on_crash, "format", FORMAT_S, self._check_format),
             self._upkeep,
             self._worker,
         ]
@@ -230,15 +218,6 @@ class Supervisor:
         if self._notifier.watchdog_s:
             roles.append(Every(self._on_crash, "watchdog", self._notifier.watchdog_s / 3, self._notifier.alive))
         return roles
-
-    def _callback_roles(self) -> list[GreenletService]:
-        """Who tells ends of jobs; nobody here without the key that signs them."""
-        box = SecretBox.from_settings(self._settings)
-        if box is None:
-            events.RUNNER_NO_CALLBACKS()
-            return []
-        sender = Sender(self._settings.callback_allow)
-        return [CallbackTeller(self._on_crash, Callbacks(self._connections), sender, box.callback_keys)]
 
     def _access(self, engine: Engine) -> Access:
         """What sandboxes may have of the world outside."""
@@ -303,13 +282,8 @@ class Supervisor:
 
     # -- upkeep -----------------------------------------------------------------------------------------------
 
-    def _check_format(self) -> None:
-        """A newer release that lays its data out anew ends the older runners."""
-        if unknown := self._health.unknown_format():
-            raise ConfigError(f"Redis at {safe_url(self._connections.url)} cannot be used any more: {unknown}")
-
     def _on_step(self, step: Step) -> None:
-        self._promoter.hint(step.next_due_ms)
+        self._maintenance.promoter.hint(step.next_due_ms)
         if step.pools_rev != self._pools_rev:
             self._catalog.forget_secrets()  # now: the claims of this step must have the new ones
             gevent.spawn(self._refresh_pools_quietly, step.pools_rev)

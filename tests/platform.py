@@ -149,9 +149,14 @@ class Platform:
         """Start another runner."""
         return self._start("runner", "ready, pools:", env)
 
-    def _start(self, module: str, ready: str, env: dict[str, str]) -> Process:
+    def maintenance(self, **env: str) -> Process:
+        """Start what a runner does for everybody, alone."""
+        return self._start("runner", "maintenance ready", env, "--only", "maintenance")
+
+    def _start(self, module: str, ready: str, env: dict[str, str], *args: str) -> Process:
         name = f"{module}{len(self.processes)}"
-        process = Process(name, [sys.executable, "-m", module], {**self.env, **env}, self.folder, ready, self._root)
+        command = [sys.executable, "-m", module, *args]
+        process = Process(name, command, {**self.env, **env}, self.folder, ready, self._root)
         self.processes.append(process)
         return process
 

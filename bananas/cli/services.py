@@ -43,14 +43,22 @@ def gateway(host: str | None, port: int | None, workers: int | None) -> None:
 
 @click.command()
 @click.option("--pools", metavar="NAME,...", help="Serve only these; else BANANAS_POOLS, else every pool.")
-def runner(pools: str | None) -> None:
+@click.option(
+    "--only",
+    type=click.Choice(["maintenance"]),
+    help="Take no jobs and need no engine: only schedules, delays, lost jobs, tidying and callbacks.",
+)
+def runner(pools: str | None, only: str | None) -> None:
     """Run a runner: Redis in, containers out.
 
     \b
     Example:
       BANANAS_REDIS_URL=redis://localhost:6379/0 bananas runner --pools gpu,default
+      BANANAS_REDIS_URL=redis://localhost:6379/0 bananas runner --only maintenance
     """
-    become("runner", pools=pools)
+    if pools and only:
+        raise click.UsageError("--only maintenance serves no pools; leave --pools out")
+    become("runner", *(["--only", only] if only else []), pools=pools)
 
 
 @click.group()

@@ -1,7 +1,7 @@
-"""Keeps Redis and this host tidy: records whose time is over, archives that no version needs, containers of runners
-that are gone, the bundle cache.
+"""Keep Redis and this host tidy: records whose time is over, and archives that no version needs; containers of runners
+that are gone, and the bundle cache.
 
-It also audits the queue, some records in each round: what should not exist is put right, counted and told.
+The one for Redis also audits the queue, some records in each round: what should not exist is put right and told.
 """
 
 from __future__ import annotations
@@ -24,33 +24,19 @@ _AUDIT_COUNT = 500
 
 
 class Janitor(PeriodicService):
-    """One round every 30 s."""
+    """Of Redis; one round every 30 s."""
 
     name = "janitor"
 
-    def __init__(
-        self,
-        on_crash: Callable[[str, BaseException], None],
-        queue: Queue,
-        leftovers: Leftovers,
-        host: Host,
-        bundles: BundleCache,
-    ) -> None:
+    def __init__(self, on_crash: Callable[[str, BaseException], None], queue: Queue, leftovers: Leftovers) -> None:
         super().__init__(on_crash, _PERIOD_S)
         self._queue = queue
         self._leftovers = leftovers
-        self._host = host
-        self._bundles = bundles
         #: Where the audit goes on.
         self._cursor = 0
 
     def run_once(self) -> float | None:
         """One round; comes back at once when a batch was full."""
-        self._bundles.prune()
-        try:
-            self._host.sweep()
-        except EngineUnavailable as e:
-            events.SWEEP_FAILED(error=e)
         self._audit()
         self._tidy()
         return 0.0 if self._queue.sweep(_BATCH) >= _BATCH else None
@@ -70,3 +56,23 @@ class Janitor(PeriodicService):
                 events.QUEUE_REPAIRED(repaired=kinds)
             if not audit.cursor:
                 return
+
+
+class HostJanitor(PeriodicService):
+    """Of this machine; one round every 30 s."""
+
+    name = "host_janitor"
+
+    def __init__(self, on_crash: Callable[[str, BaseException], None], host: Host, bundles: BundleCache) -> None:
+        super().__init__(on_crash, _PERIOD_S)
+        self._host = host
+        self._bundles = bundles
+
+    def run_once(self) -> float | None:
+        """One round."""
+        self._bundles.prune()
+        try:
+            self._host.sweep()
+        except EngineUnavailable as e:
+            events.SWEEP_FAILED(error=e)
+        return None

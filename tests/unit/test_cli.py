@@ -411,6 +411,7 @@ def test_python_dash_m_is_the_command() -> None:
             {"BANANAS_HOST": "0.0.0.0", "BANANAS_PORT": "81", "BANANAS_GATEWAY_WORKERS": "2"},
         ),
         (["runner", "--pools", "gpu,mail"], "runner", [], {"BANANAS_POOLS": "gpu,mail"}),
+        (["runner", "--only", "maintenance"], "runner", ["--only", "maintenance"], {}),
         (["images", "ls", "-o", "json"], "runner", ["images", "ls", "-o", "json"], {}),
         (
             ["images", "build", "--python", "/p", "--force", "--tag", "t"],
