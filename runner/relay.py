@@ -20,6 +20,7 @@ from typing import Any
 
 import gevent
 import gevent.socket
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
@@ -37,6 +38,8 @@ REQUEST_TIMEOUT_S = 5.0
 #: Without a byte in either direction.
 IDLE_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 1.0
+#: The forwarder opens the next connection when one has ended for it, which may be a moment before it has for us.
+PLACE_TIMEOUT_S = 2.0
 _CHUNK_BYTES = 64 * 1024
 #: Before each piece that goes to the sandbox: its length. One of no bytes is the end; without it, it was cut.
 _LENGTH = struct.Struct(">I")
@@ -146,7 +149,8 @@ class Relay:
         self._resolve = resolve
         self._idle_timeout_s = idle_timeout_s
         self._bound = _Bound()
-        # Above the limit there is some room to say no; beyond that, connections wait in the backlog.
+        self._places = BoundedSemaphore(self._caps.connections)
+        # Above the limit there is some room to wait and say no; beyond that, connections wait in the backlog.
         self._greenlets = Pool(2 * self._caps.connections)
         listener = listen_unix(path, self._caps.connections, gevent.socket.socket)
         self._server = StreamServer(listener, self._serve, spawn=self._greenlets)
@@ -183,11 +187,12 @@ class Relay:
         connection = _Connection(",".join(self._bound.calls), began_s)
         try:
             with client:
-                upstream = self._open(client, connection)
-                if upstream is not None:
-                    connection.verdict = "ok"
-                    with upstream:
-                        self._pipe(client, upstream, connection)
+                has_place = self._places.acquire(timeout=PLACE_TIMEOUT_S)
+                try:
+                    self._serve_in_place(client, connection, has_place)
+                finally:
+                    if has_place:
+                        self._places.release()
         except gevent.GreenletExit:
             connection.reason = "the sandbox ended"
             raise
@@ -195,6 +200,13 @@ class Relay:
             connection.reason = str(e)
         finally:
             self._report(connection, round((time.monotonic() - began_s) * 1000))
+
+    def _serve_in_place(self, client: Any, connection: _Connection, has_place: bool) -> None:
+        upstream = self._open(client, connection, has_place)
+        if upstream is not None:
+            connection.verdict = "ok"
+            with upstream:
+                self._pipe(client, upstream, connection)
 
     def _report(self, connection: _Connection, ms: int) -> None:
         if connection.verdict != "ok":
@@ -216,14 +228,14 @@ class Relay:
             )
         )
 
-    def _open(self, client: Any, connection: _Connection) -> Any:
+    def _open(self, client: Any, connection: _Connection, has_place: bool) -> Any:
         """The connection to what the sandbox asks for, or None when it was refused."""
         try:
             asked = connection.target = self._read_request(client)
-            limit = self._caps.connections
-            if len(self._greenlets) > limit:
+            if not has_place:
                 raise Refused(
-                    f"the sandbox has {limit} connections open already, which is the limit (BANANAS_EGRESS_CONNECTIONS)"
+                    f"the sandbox has {self._caps.connections} connections open already, which is the limit "
+                    "(BANANAS_EGRESS_CONNECTIONS)"
                 )
             target = self._targets.get(asked)
             if target is None:

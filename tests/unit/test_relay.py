@@ -483,6 +483,19 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next_one(
     assert bench.event().address == "127.0.0.1"
 
 
+def test_a_connection_waits_for_one_that_is_about_to_end(bench: Bench) -> None:
+    """The forwarder keeps to the limit too, and may know of an end a moment before the relay does."""
+    bench.start(caps=Caps(connections=2))
+    clients = [bench.connect() for _ in range(2)]
+    for client in clients:
+        assert read_exactly(client, 3) == b"ok\n"
+    with bench.connect() as next_one:
+        gevent.sleep(0.1)  # the relay has seen it by now
+        clients.pop().close()
+        assert read_exactly(next_one, 3) == b"ok\n"
+    clients.pop().close()
+
+
 def test_silent_connections_hold_up_only_their_own_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow loris: as many as the relay takes at all, none saying anything; they end, and then there is room again."""
     monkeypatch.setattr(relay, "REQUEST_TIMEOUT_S", 0.3)
