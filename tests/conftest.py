@@ -132,10 +132,21 @@ def redis_server(redis_image: str, run: Run) -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(redis_server: str) -> str:
-    """The URL of an empty Redis."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
+    """The URL of a Redis that is empty for the test."""
+    return emptied(redis_server)
+
+
+@pytest.fixture(scope="module")
+def empty_redis(redis_server: str) -> str:
+    """The URL of a Redis that is empty for the module."""
+    return emptied(redis_server)
+
+
+def emptied(url: str) -> str:
+    """The same URL."""
+    with redis.Redis.from_url(url, socket_timeout=5) as client:
         client.flushall()
-    return redis_server
+    return url
 
 
 @pytest.fixture

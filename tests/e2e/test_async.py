@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from bananas.spec import RuntimeInfo
 from tests.platform import Platform
@@ -52,10 +51,8 @@ async def handle(event, context):
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server) as platform:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+    with Platform(empty_redis) as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         platform.deploy({"gather": HANDLER}, "    retries: 0\n    timeout: 2s")

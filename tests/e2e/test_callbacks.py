@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from bananas import webhooks
 from bananas.cli import main
@@ -25,10 +24,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def app(redis_server: str, base_image: RuntimeInfo, receiver: Receiver) -> Iterator[Platform]:
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server, BANANAS_CALLBACK_ALLOW=receiver.place) as platform:
+def app(redis_url: str, base_image: RuntimeInfo, receiver: Receiver) -> Iterator[Platform]:
+    with Platform(redis_url, BANANAS_CALLBACK_ALLOW=receiver.place) as platform:
         platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(platform.folder / "secret.key"))
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)

@@ -100,9 +100,9 @@ def listed() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo, listed: int) -> Iterator[Platform]:
+def app(empty_redis: str, base_image: RuntimeInfo, listed: int) -> Iterator[Platform]:
     """A pool with a few targets, two functions in it, and a small limit of bytes."""
-    with Platform(redis_server, BANANAS_LEASE_S="5", BANANAS_GRACE_S="5", BANANAS_EGRESS_MB="1") as platform:
+    with Platform(empty_redis, BANANAS_LEASE_S="5", BANANAS_GRACE_S="5", BANANAS_EGRESS_MB="1") as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         pools = (

@@ -45,9 +45,9 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture(scope="module")
-def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def platform(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """One gateway process, one runner."""
-    with Platform(redis_server) as platform:
+    with Platform(empty_redis) as platform:
         platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(platform.folder / "secret.key"))
         platform.gateway()
         platform.runner()

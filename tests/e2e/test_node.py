@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from bananas import deploy, manifest
 from bananas.spec import RuntimeInfo
@@ -22,11 +21,9 @@ GUIDE = Path(__file__).parents[2] / "docs" / "node.md"
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo, node_image: RuntimeInfo) -> Iterator[Platform]:
+def app(empty_redis: str, base_image: RuntimeInfo, node_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway and a runner that found both images."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server, BANANAS_LEASE_S="2", BANANAS_GRACE_S="5") as platform:
+    with Platform(empty_redis, BANANAS_LEASE_S="2", BANANAS_GRACE_S="5") as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         yield platform

@@ -50,9 +50,9 @@ kept = []
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A pool with an open network on this machine, whose own addresses answer."""
-    with Platform(redis_server, BANANAS_LEASE_S="5", BANANAS_GRACE_S="5") as platform:
+    with Platform(empty_redis, BANANAS_LEASE_S="5", BANANAS_GRACE_S="5") as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         platform.deploy(

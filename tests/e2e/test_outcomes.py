@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import redis
 
 from bananas import keys
 from bananas.spec import RuntimeInfo
@@ -55,12 +54,10 @@ ROWS: dict[str, tuple[str, str | None, list[str], str | None, str | None]] = {
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A platform with short leases and next to no grace; a test that ends its runner starts the next one."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
     env = {"BANANAS_LEASE_S": "2", "BANANAS_GRACE_S": "0.3", "BANANAS_PYTHON_IMAGE": base_image.image}
-    with Platform(redis_server, **env) as platform:
+    with Platform(empty_redis, **env) as platform:
         platform.gateway()
         platform.runner(BANANAS_POOLS="default")
         # Only one of them is to run into its timeout, however slow the machine is.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import docker
 import pytest
-import redis
 
 from bananas import deploy, manifest
 from bananas.secrets import ensure_key_file
@@ -67,16 +66,14 @@ def own_image(engine: docker.DockerClient, base_image: RuntimeInfo, run: Run) ->
 
 @pytest.fixture(scope="module")
 def app(
-    redis_server: str, base_image: RuntimeInfo, own_image: str, tmp_path_factory: pytest.TempPathFactory
+    empty_redis: str, base_image: RuntimeInfo, own_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
     folder: Path = tmp_path_factory.mktemp("app")
     (folder / "app").mkdir()
     for name, text in (("look.py", LOOK), ("server.py", SERVER), ("tool.py", PROCESS)):
         (folder / "app" / name).write_text(text)
     (folder / "bananas.yaml").write_text(YAML)
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server) as platform:
+    with Platform(empty_redis) as platform:
         platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(platform.folder / "secret.key"))
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import redis
 
 from bananas import keys
 from bananas.ports import free_port
@@ -39,12 +38,10 @@ HANDLERS = {
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway and a runner that tells its metrics, on an empty Redis."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
     address = f"127.0.0.1:{free_port()}"
-    with Platform(redis_server, BANANAS_GRACE_S="5", BANANAS_RUNNER_METRICS=address) as platform:
+    with Platform(empty_redis, BANANAS_GRACE_S="5", BANANAS_RUNNER_METRICS=address) as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         yield platform

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import docker
 import pytest
-import redis
 
 from bananas.secrets import ensure_key_file
 from bananas.spec import RuntimeInfo
@@ -33,10 +32,8 @@ def handle(event, context):
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server) as platform:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+    with Platform(empty_redis) as platform:
         platform.env["BANANAS_SECRET_KEY_FILE"] = str(ensure_key_file(platform.folder / "secret.key"))
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from bananas.spec import RuntimeInfo
 from tests.platform import Platform, until
@@ -59,10 +58,8 @@ def handle(event, context):
 
 
 @pytest.fixture(scope="module")
-def app(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server, BANANAS_PYTHON_IMAGE=base_image.image) as platform:
+def app(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+    with Platform(empty_redis, BANANAS_PYTHON_IMAGE=base_image.image) as platform:
         platform.gateway()
         platform.runner()
         yield platform

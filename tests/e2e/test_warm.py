@@ -10,7 +10,6 @@ from typing import Any
 
 import docker
 import pytest
-import redis
 import requests
 
 from bananas.spec import RuntimeInfo
@@ -54,11 +53,9 @@ def counted(platform: Platform, field: str, number: int = 1) -> None:
 
 
 @pytest.fixture(scope="module")
-def idle_platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def idle_platform(empty_redis: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway and a runner whose first stems are there."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server, BANANAS_PYTHON_IMAGE=base_image.image) as platform:
+    with Platform(empty_redis, BANANAS_PYTHON_IMAGE=base_image.image) as platform:
         platform.gateway()
         platform.runner()
         stocked(platform, "default", 2)

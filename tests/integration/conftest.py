@@ -59,9 +59,9 @@ def client(app_client: Callable[..., FlaskClient], connections: Connections, pla
 
 
 @pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
+def platform(empty_redis: str) -> Iterator[Platform]:
     """One gateway process over the shared Redis."""
-    with Platform(redis_server) as platform:
+    with Platform(empty_redis) as platform:
         platform.gateway()
         yield platform
 

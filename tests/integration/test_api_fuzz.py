@@ -47,9 +47,9 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 
 
 @pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
+def platform(empty_redis: str) -> Iterator[Platform]:
     """One gateway process over the shared Redis."""
-    with Platform(redis_server, BANANAS_SECRET_KEY=new_key()) as platform:
+    with Platform(empty_redis, BANANAS_SECRET_KEY=new_key()) as platform:
         platform.gateway()
         yield platform
 

@@ -25,9 +25,9 @@ Cli = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture(scope="module")
-def platform(redis_server: str) -> Iterator[Platform]:
+def platform(empty_redis: str) -> Iterator[Platform]:
     """One gateway process with a key for secrets, over the shared Redis."""
-    with Platform(redis_server, BANANAS_SECRET_KEY=secrets.new_key()) as platform:
+    with Platform(empty_redis, BANANAS_SECRET_KEY=secrets.new_key()) as platform:
         platform.gateway()
         yield platform
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from bananas.spec import RuntimeInfo
 from tests.platform import Platform, until
@@ -18,12 +17,10 @@ LONG_LEASE_S = "3600"
 
 
 @pytest.fixture
-def platform(redis_server: str, base_image: RuntimeInfo) -> Iterator[Platform]:
+def platform(redis_url: str, base_image: RuntimeInfo) -> Iterator[Platform]:
     """A gateway on an empty Redis; runners are started by the tests."""
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
     env = {"BANANAS_LEASE_S": LONG_LEASE_S, "BANANAS_GRACE_S": "0", "BANANAS_PYTHON_IMAGE": base_image.image}
-    with Platform(redis_server, **env) as platform:
+    with Platform(redis_url, **env) as platform:
         platform.gateway()
         yield platform
 

@@ -29,9 +29,9 @@ DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def two(redis_server: str) -> Iterator[tuple[Platform, int, int]]:
+def two(empty_redis: str) -> Iterator[tuple[Platform, int, int]]:
     """Two gateways over one Redis, and their ports."""
-    with Platform(redis_server) as platform:
+    with Platform(empty_redis) as platform:
         other = free_port()
         platform.gateway()
         platform.gateway(BANANAS_PORT=str(other))

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import docker
 import pytest
-import redis
 
 from bananas import deploy, manifest
 from bananas.spec import RuntimeInfo
@@ -102,13 +101,11 @@ def test_the_whole_standard_library_works_in_it(engine: docker.DockerClient, tri
 
 
 def test_two_pythons_serve_side_by_side_each_with_its_own_wheels(
-    trixie: RuntimeInfo, base_image: RuntimeInfo, redis_server: str
+    trixie: RuntimeInfo, base_image: RuntimeInfo, redis_url: str
 ) -> None:
     """Compiled requirements are installed for the runtime of each function, and async handlers work in both."""
     del trixie
-    with redis.Redis.from_url(redis_server, socket_timeout=5) as client:
-        client.flushall()
-    with Platform(redis_server) as platform:
+    with Platform(redis_url) as platform:
         platform.gateway()
         platform.runner(BANANAS_PYTHON_IMAGE=base_image.image)
         app = platform.folder / "debian"
