@@ -208,12 +208,14 @@ class Relay:
             with upstream:
                 self._pipe(client, upstream, connection)
 
+    def _tell(self, connection: _Connection) -> None:
+        """Put what went wrong into the logs of the calls: before code can see it, and be over."""
+        line = f"bananas: egress to {connection.target}: {connection.reason}\n".encode()
+        for job, on_log in list(self._bound.calls.items()):
+            if connection.verdict == "cut" or job in self._bound.hearing_all:
+                on_log(line)
+
     def _report(self, connection: _Connection, ms: int) -> None:
-        if connection.verdict != "ok":
-            line = f"bananas: egress to {connection.target}: {connection.reason}\n".encode()
-            for job, on_log in list(self._bound.calls.items()):
-                if connection.verdict == "cut" or job in self._bound.hearing_all:
-                    on_log(line)
         self._on_event(
             Event(
                 verdict=connection.verdict,
@@ -245,6 +247,7 @@ class Relay:
             upstream = self._connect(target, connection)
         except Refused as e:
             connection.reason = str(e)
+            self._tell(connection)
             client.settimeout(REQUEST_TIMEOUT_S)
             client.sendall(f"error {e}\n".encode())
             return None
@@ -323,6 +326,8 @@ class Relay:
                 is_own = failing is not None and failing.family == socket.AF_UNIX and not isinstance(e, TimeoutError)
                 connection.verdict = "ok" if is_own else "cut"
                 connection.reason = "the sandbox closed it" if is_own else str(e)
+                if not is_own:
+                    self._tell(connection)
             for sock in (way.source, way.sink):
                 # Not connected any more: that is what is wanted.
                 with contextlib.suppress(OSError):
