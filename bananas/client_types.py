@@ -37,6 +37,8 @@ class JobOptions(TypedDict, total=False):
     traceparent: str | None
     #: Where the job's end is told, by a request that ``bananas.webhooks.verify`` checks.
     callback_url: str | None
+    #: The id of an earlier job of the function: its version and limits count instead of the current ones.
+    like: str | None
 
 
 class NewJob(JobOptions):

@@ -55,6 +55,7 @@ def job_args(job: NewJob) -> list[Any]:
         *("" if value is None else value for value in optional),
         *(("", "", "") if meter is None else (meter.token, meter.rate.interval_ms, meter.rate.most)),
         "1" if job.is_sync else "",
+        job.like or "",
     ]
 
 
@@ -65,6 +66,12 @@ def enqueued(job: NewJob, answer: list[Any]) -> Enqueued | errors.BananasError:
             return Enqueued(job_id, version, state_of(state), pool, int(timeout), bool(duplicate))
         case ["unknown_function"]:
             return errors.UnknownFunction(f"no function {job.function!r} is deployed", function=job.function)
+        case ["unknown_model"]:
+            return errors.UnknownJob(f"function {job.function!r} has no job with the id {job.like}")
+        case ["version_gone", version]:
+            return errors.VersionGone(
+                f"version {version} of function {job.function!r} is not kept any more; submit the job without `like`"
+            )
         case ["unknown_pool", allowed]:
             names = allowed.replace(",", ", ")
             return errors.UnknownPool(f"{job.function!r} may not run in pool {job.pool!r}; it allows {names}")

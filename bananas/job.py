@@ -102,6 +102,8 @@ class NewJob:
     is_sync: bool = False
     #: What the job counts against, beside the rate of its function.
     meter: Meter | None = None
+    #: An earlier job of the function: its version and limits count instead of the current ones.
+    like: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

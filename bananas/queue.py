@@ -101,8 +101,9 @@ class Queue:
     # -- gateways ---------------------------------------------------------------------------------------------
 
     def enqueue(self, job: NewJob) -> Enqueued:
-        """Store the job durably; raises UnknownFunction, UnknownPool, QueueFull or RateLimited."""
-        [answer] = self._run("enqueue", LIMITS.queued_jobs, LIMITS.callbacks, *codec.job_args(job))
+        """Store the job durably; raises UnknownFunction, UnknownPool, QueueFull or RateLimited, and UnknownJob or
+        VersionGone for what the job is to be like."""
+        [answer] = self._run("enqueue", *_bounds(), *codec.job_args(job))
         outcome = codec.enqueued(job, answer)
         if isinstance(outcome, errors.BananasError):
             raise outcome
@@ -118,7 +119,7 @@ class Queue:
             chunk = jobs[start : start + _BATCH]
             args = [part for job in chunk for part in codec.job_args(job)]
             try:
-                raw = self._run("enqueue", LIMITS.queued_jobs, LIMITS.callbacks, *args)
+                raw = self._run("enqueue", *_bounds(), *args)
             except errors.RedisUnavailable as e:
                 return answers + [e] * (len(jobs) - len(answers))
             answers += [codec.enqueued(job, answer) for job, answer in zip(chunk, raw, strict=True)]
@@ -356,3 +357,8 @@ class Queue:
         if was_here:
             return errors.JobExpired(f"the record of job {job_id} was kept for its time and is gone")
         return errors.UnknownJob(f"no job has the id {job_id}")
+
+
+def _bounds() -> tuple[int, int, int]:
+    """What enqueue.lua is told once for all jobs of a call."""
+    return LIMITS.queued_jobs, LIMITS.callbacks, LIMITS.old_version_s * 1000

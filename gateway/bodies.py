@@ -57,6 +57,7 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
     #: Wins over the request's header, which stands for all jobs of a batch.
     traceparent: Trace | None = None
     callback_url: Annotated[str, msgspec.Meta(max_length=LIMITS.callback_url_chars)] | None = None
+    like: Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")] | None = None
 
 
 #: What is right for a field, as the end of "… must be".
@@ -72,6 +73,7 @@ _WANTED: Final = {
     "unique_key": _KEY_RULE,
     "traceparent": "a W3C trace context such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     "callback_url": "the URL of an HTTP server such as https://example.com/bananas",
+    "like": "the id of an earlier job of the function",
 }
 _SUBMIT: Final = Form(SubmitBody, _WANTED, '{"name": "hello", "payload": {}}')
 _CHECK = msgspec.json.Decoder(msgspec.Raw).decode
@@ -108,6 +110,7 @@ def new_job(raw: bytes, header_key: str | None = None, traceparent: str | None =
         unique_key=_one_key(body.unique_key, checked_key(header_key)),
         traceparent=body.traceparent or traceparent,
         callback_url=body.callback_url,
+        like=body.like,
     )
 
 

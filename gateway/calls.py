@@ -152,7 +152,7 @@ CALLS: Final = (
         {202: Answer(shapes.Submitted, JSON, ("Location",)), 200: Answer(shapes.Submitted, JSON, ("Location",))},
         body=Body(_Job),
         headers=_KEY,
-        problems=_NEW,
+        problems=(*_NEW, "unknown-job", "version-gone"),
     ),
     Call(
         *("POST", "/jobs/batch", "jobs.submit_many", "Queue many jobs; 207 when some were refused"),

@@ -6,6 +6,8 @@ it is, so a new job is made of it; the command says which of the two happened.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -47,34 +49,33 @@ def replay(job_id: str, current: bool, output: str) -> None:
         click.echo("the same job, back in the queue", err=True)
 
 
-def _put_back(gateway: Client, record: Job, current: bool) -> dict[str, Any]:
+@contextmanager
+def _offering_current(job_id: str) -> Iterator[None]:
     try:
-        answer = gateway.replay(record["id"], version="current" if current else "same")
+        yield
     except ApiError as e:
         if e.problem.get("code") != "version-gone":
             raise
-        raise InvalidRequest(f"{e}: `bananas replay {record['id']} --current`") from e
+        raise InvalidRequest(f"{e}: `bananas replay {job_id} --current`") from e
+
+
+def _put_back(gateway: Client, record: Job, current: bool) -> dict[str, Any]:
+    with _offering_current(record["id"]):
+        answer = gateway.replay(record["id"], version="current" if current else "same")
     return {"id": answer["id"], "is_new": False, "replayed": record["id"], "status": answer["status"]}
 
 
 def _anew(gateway: Client, record: Job, current: bool) -> dict[str, Any]:
-    """Submit a new job like that one; raises InvalidRequest when that job is not over or its version is another."""
+    """Submit a new job like that one; raises InvalidRequest when that job is not over or its version is gone."""
     job_id = record["id"]
     if record["status"] not in ("completed", "cancelled"):
         raise InvalidRequest(
             f"job {job_id} is {record['status']}, and only one that is over can run again; wait for it with "
             f"`bananas jobs show {job_id} --wait 1m`, or end it with `bananas jobs cancel {job_id}`"
         )
-    function = gateway.function(record["name"])
-    options: JobOptions = {"priority": record["priority"]}
-    if function["version"] == record["version"]:
-        options |= {"retries": record["max_retries"], "timeout": f"{record['timeout_ms']}ms"}
-    elif not current:
-        raise InvalidRequest(
-            f"job {job_id} ran version {record['version']} of {record['name']}, which is not current any more "
-            f"({function['version']} is); run that with `bananas replay {job_id} --current`"
-        )
-    if record["pool"] != function["spec"]["pool"]:
-        options["pool"] = record["pool"]
-    answer = gateway.submit(record["name"], gateway.payload(job_id), **options)
+    options: JobOptions = {"priority": record["priority"], "pool": record["pool"]}
+    if not current:
+        options["like"] = job_id
+    with _offering_current(job_id):
+        answer = gateway.submit(record["name"], gateway.payload(job_id), **options)
     return {"id": answer["id"], "is_new": True, "replayed": job_id, "status": answer["status"]}

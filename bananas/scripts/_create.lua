@@ -55,8 +55,10 @@ end
 -- twice answers with the first job. `j`: id, fn, payload; pool, prio, timeout (ms), maxr, run_at (Unix ms), expires (ms
 -- from now), reply (list), uniq, each '' when not given; delay (ms); limit (most queued jobs), most_callbacks (ends that
 -- are not told yet); is_called: it counts against rates. Each '' or nil when not given: trace (traceparent), cb
--- (callback_url), token (of the API) with interval (ms) and burst of its rate, sync ('1': somebody waits for the answer).
+-- (callback_url), token (of the API) with interval (ms) and burst of its rate, sync ('1': somebody waits for the answer),
+-- like (an earlier job of the function, whose version and settings it takes instead; keep: ms that these then stay).
 -- Answers {'ok', version, state, pool, timeout, duplicate 0|1, id} | {'unknown_function'} | {'unknown_pool', allowed}
+-- | {'unknown_model'} | {'version_gone', version}
 -- | {'full', pool, queued} | {'callbacks_full', how many} | {'limited', scope, name, wait ms, interval ms, burst}.
 local function create(j)
   local key = job_key(j.id)
@@ -77,6 +79,12 @@ local function create(j)
   local f = redis.call('HMGET', P .. 'fn:' .. j.fn, 'version', 'pool', 'priority', 'timeout', 'maxr', 'retry', 'ttl', 'allow',
     'rate', 'burst')
   if not f[1] then return {'unknown_function'} end
+  if j.like and j.like ~= '' then
+    local m = redis.call('HMGET', job_key(j.like), 'fn', 'ver', 'timeout', 'maxr', 'retry', 'ttl')
+    if m[1] ~= j.fn then return {'unknown_model'} end
+    if redis.call('EXISTS', version_key(j.fn, m[2])) == 0 then return {'version_gone', m[2]} end
+    f[1], f[4], f[5], f[6], f[7] = m[2], m[3], m[4], m[5], m[6]
+  end
   local pool, prio = f[2], f[3]
   if j.pool ~= '' and j.pool ~= pool then
     if not string.find(',' .. f[8] .. ',', ',' .. j.pool .. ',', 1, true) then
@@ -108,6 +116,7 @@ local function create(j)
   redis.call('ZREM', K.done, j.id)
   redis.call('ZREM', K.dead, j.id)
   redis.call('ZREM', K.calls, j.id)
+  if j.like and j.like ~= '' then keep_version(j.fn, f[1], j.keep) end
   if ukey then
     redis.call('HSET', key, 'uniq', j.uniq)
     redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))

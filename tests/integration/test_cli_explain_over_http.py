@@ -54,6 +54,9 @@ def test_a_completed_job_runs_again_as_a_new_one(player: Player, bananas: Cli) -
     assert "is processing, and only one that is over can run again" in bananas("replay", again.id)[2]
     player.settle(again)
     player.deploy("hello", timeout_ms=7000)
-    assert "which is not current any more" in bananas("replay", job)[2]
+    assert bananas("replay", job)[0] == 0
+    old = player.claim()
+    assert (old.version, old.timeout_ms, old.retries.max) == (first.version, 5000, 1)
     assert bananas("replay", job, "--current")[0] == 0
-    assert player.claim().timeout_ms == 7000
+    new = player.claim()
+    assert (new.version != first.version, new.timeout_ms) == (True, 7000)

@@ -127,27 +127,21 @@ def test_replay_puts_a_failed_job_back(gateway: StubGateway, bananas: Cli) -> No
 
 
 def test_replay_makes_a_new_job_of_one_that_completed(gateway: StubGateway, bananas: Cli) -> None:
-    """With its input, priority and limits; another version runs only when that is asked for."""
+    """With its input, pool and priority; the gateway gives it that one's version and limits, unless told otherwise."""
     gateway.deploy("hello")
-    version = gateway.functions["hello"]["version"]
-    gateway.functions["hello"]["spec"] = {"pool": "default"}
-    gateway.record("j0", version=version, priority="low", max_retries=1, timeout_ms=5000)
+    gateway.record("j0", priority="low", pool="gpu")
     done = bananas("replay", "j0")
     assert (done.code, done.out, done.err) == (0, "job-1\n", "a new job with the same input; j0 stays completed\n")
     assert json.loads(gateway.bodies[-1]) == {
         "name": "hello",
         "payload": {"n": 1},
         "priority": "low",
-        "retries": 1,
-        "timeout": "5000ms",
+        "pool": "gpu",
+        "like": "j0",
     }
-    gateway.record("j0", version="old", pool="gpu")
-    done = bananas("replay", "j0")
-    assert (done.code, f"ran version old of hello, which is not current any more ({version} is)" in done.err) == (
-        1,
-        True,
-    )
     assert json.loads(bananas("replay", "j0", "--current", "-o", "json").out)["is_new"] is True
-    assert json.loads(gateway.bodies[-1])["pool"] == "gpu"
+    assert "like" not in json.loads(gateway.bodies[-1])
+    gateway.override["POST /jobs"] = problem(409, "version-gone", "it is gone")
+    assert bananas("replay", "j0").err == "error: it is gone: `bananas replay j0 --current`\n"
     gateway.record("j0", status="processing")
     assert "job j0 is processing, and only one that is over can run again" in bananas("replay", "j0").err
