@@ -1,11 +1,11 @@
--- Create jobs, see create() in _lib.lua. Each is taken or refused by itself.
+-- Create jobs, see create() in _create.lua. Each is taken or refused by itself.
 --
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 most queued jobs per pool and in the schedule, 3 most callbacks that are not told yet, 4 ms that an
---          old version is kept for; then 19 per job: id, function, payload, pool or '', priority or '', timeout ms or '', max retries or '', delay ms, run at
---          (Unix ms) or '', expires after ms or '', reply list or '', unique key or '', traceparent or '', callback url
---          or '', API token with a rate or '', interval ms and burst of that rate, 1 when somebody
---          waits for the answer or '', a job whose version it takes or ''
+--          old version is kept for; then 19 per job: id, function, payload, pool or '', priority or '', timeout ms or '',
+--          max retries or '', delay ms, run at (Unix ms) or '', expires after ms or '', reply list or '', unique key or
+--          '', traceparent or '', callback url or '', API token with a rate or '', interval ms and burst of that rate, 1
+--          when somebody waits for the answer or '', a job whose version it takes or ''
 -- derived  fn:<function> HASH (read), job:<id> HASH, lane:<pool>:<priority> LIST, stride:<pool>, bell:<pool>,
 --          unique:<function>:<key> STRING, parked:<function> (read), jobs:<function> ZSET, rate:token:<id> and
 --          rate:function:<function> STRING
