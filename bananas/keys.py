@@ -31,6 +31,7 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 | ``unlisted`` | SET | removed functions whose jobs are still listed | until they are gone |
 | ``tomb:<id>`` | STRING | a record was here | 24 h |
 | ``reply:<process>`` | LIST | final records for one gateway process | 60 s after the last push |
+| ``wake:<runner>`` | ZSET | pools whose bell this runner is not to wait for any longer | 10 s |
 | ``inbox:<runner>`` | LIST | ``cancel``/``follow <id> <token>``, ``pools``, ``deployed <name>`` | 60 s after a push |
 | ``tail:<id>`` | STREAM | what a followed job prints: token, offset, data; at most 500 | 60 s after the last |
 | ``counters`` | HASH | what /metrics sums up, see below | for ever; by function: until its jobs are gone |
@@ -188,6 +189,11 @@ def reply(process: str) -> str:
 def tail(job_id: str) -> str:
     """STREAM of what a followed job prints."""
     return f"{PREFIX}tail:{job_id}"
+
+
+def wake(runner: str) -> str:
+    """ZSET of one runner."""
+    return f"{PREFIX}wake:{runner}"
 
 
 def inbox(runner: str) -> str:

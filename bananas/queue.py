@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import redis
 
 from bananas import codec, errors, keys, scripts
 from bananas.job import Claim, Enqueued, JobRecord, JobState, NewJob, Reply, Settlement
-from bananas.redis_client import Connections, unix_ms
+from bananas.redis_client import BLOCK_S, Connections, unix_ms
+from bananas.replies import Replies
 from bananas.settings import LIMITS
 from bananas.spec import PRIORITIES
 
 _DEAD_TTL_MS = LIMITS.dead_ttl_s * 1000
 _MAX_WAITERS = 1000
+#: What calls a runner off goes by itself, if the runner was not there any more.
+_WAKE_S = 10
 #: Jobs in one call of enqueue.lua: a few ms of a server that serves others too.
 _BATCH = 100
 
@@ -38,6 +40,8 @@ class Step:
     next_due_ms: int | None
     #: Counts changes of the pools' settings.
     pools_rev: int
+    #: Unix ms by the server's clock, when it was made.
+    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,8 @@ class Queue:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._run = scripts.Caller(connections).run
-        #: Redis 7 pops many at once; 6.2 takes two calls.
-        self._has_blmpop = True
+        self._scripts = scripts.Caller(connections)
+        self._run = self._scripts.run
 
     # -- gateways ---------------------------------------------------------------------------------------------
 
@@ -142,25 +145,9 @@ class Queue:
                 raise errors.QueueFull(f"{_MAX_WAITERS} callers already wait for job {job_id}")
         raise self._gone(job_id)
 
-    def pop_replies(self, reply_list: str, block_s: float, limit: int) -> list[Reply]:
-        """Final records for one gateway process: blocks up to ``block_s`` for the first, then takes what is there."""
-        with self._connections.guard():
-            messages = self._pop_messages(reply_list, block_s, limit)
-        return [codec.reply(message) for message in messages]
-
-    def _pop_messages(self, reply_list: str, block_s: float, limit: int) -> list[bytes]:
-        if self._has_blmpop:
-            try:
-                popped = self._connections.blocking_wire.call("BLMPOP", block_s, 1, reply_list, "LEFT", "COUNT", limit)
-                return list(popped[1]) if popped else []
-            except redis.exceptions.ResponseError as e:
-                if "unknown command" not in str(e).lower():
-                    raise
-                self._has_blmpop = False
-        first = self._connections.blocking.blpop([reply_list], timeout=block_s)
-        if first is None:
-            return []
-        return [first[1], *(self._connections.once.lpop(reply_list, limit) or [])]
+    def replies(self, reply_list: str, block_s: float = BLOCK_S, limit: int = 125, ahead: int = 8) -> Replies:
+        """Reads one reply list; see there for what the numbers mean."""
+        return Replies(self._connections, reply_list, block_s, limit, ahead)
 
     def show(self, job_id: str) -> JobRecord:
         """Everything known about a job; raises UnknownJob or JobExpired."""
@@ -268,19 +255,21 @@ class Queue:
         A pool with 0 free slots is named to pass its bell on when work is left. On RedisUnavailable the same
         settlements may be sent again: those that did arrive answer False the second time.
         """
-        args: list[Any] = [runner, lease_ms, LIMITS.push_bytes, LIMITS.reply_list, LIMITS.history, _DEAD_TTL_MS]
-        args += [len(settlements), len(free)]
-        for settlement in settlements:
-            args += codec.settlement_args(settlement)
-        for pool, slots in free:
-            args += [pool, slots]
-        now, due, rev, settled, claims = self._run("step", *args, once=True)
-        return Step(
-            [bool(flag) for flag in settled],
-            [codec.claim(raw, now) for raw in claims],
-            None if due < 0 else max(0, due - now),
-            rev,
-        )
+        return _step(self._run("step", *_step_args(runner, lease_ms, settlements, free), once=True))
+
+    def step_on_ring(self, runner: str, lease_ms: int, pool: str, slots: int, block_s: float) -> Step:
+        """Wait for somebody to ring the pool's bell, or to ``call_off`` this runner, and claim at that very moment; at
+        the latest after ``block_s``. As ``step`` otherwise: on RedisUnavailable nobody knows what was claimed."""
+        wait = ("BZPOPMIN", keys.bell(pool), keys.wake(runner), block_s)
+        return _step(self._scripts.run_after(wait, "step", *_step_args(runner, lease_ms, (), [(pool, slots)])))
+
+    def call_off(self, runner: str, pools: Sequence[str]) -> None:
+        """End the waits of the runner in ``step_on_ring``, one for each of the pools. They claim what is there."""
+        with self._connections.guard():
+            pipe = self._connections.commands.pipeline(transaction=False)
+            pipe.zadd(keys.wake(runner), dict.fromkeys(pools, 0))
+            pipe.expire(keys.wake(runner), _WAKE_S)
+            pipe.execute()
 
     def extend(self, runner: str, lease_ms: int, attempts: Sequence[tuple[str, int]]) -> list[bool]:
         """Extend the leases of (id, token) pairs; False means that the attempt must be ended, unreported."""
@@ -357,6 +346,29 @@ class Queue:
         if was_here:
             return errors.JobExpired(f"the record of job {job_id} was kept for its time and is gone")
         return errors.UnknownJob(f"no job has the id {job_id}")
+
+
+def _step_args(
+    runner: str, lease_ms: int, settlements: Sequence[Settlement], free: Sequence[tuple[str, int]]
+) -> list[Any]:
+    args: list[Any] = [runner, lease_ms, LIMITS.push_bytes, LIMITS.reply_list, LIMITS.history, _DEAD_TTL_MS]
+    args += [len(settlements), len(free)]
+    for settlement in settlements:
+        args += codec.settlement_args(settlement)
+    for pool, slots in free:
+        args += [pool, slots]
+    return args
+
+
+def _step(answer: list[Any]) -> Step:
+    now, due, rev, settled, claims = answer
+    return Step(
+        [bool(flag) for flag in settled],
+        [codec.claim(raw, now) for raw in claims],
+        None if due < 0 else max(0, due - now),
+        rev,
+        now,
+    )
 
 
 def _bounds() -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The short way to Redis, for the calls that every job makes: packed once, written once, one answer read.
+"""The short way to Redis, for the calls that every job makes: packed once, written once, its answer read.
 
 redis-py's own way to send a command looks for metrics, retries, maintenance and caches around each one; that took two
 thirds of what a script's call costs this side. Here are only its connections: they connect, log in, find the server
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
@@ -45,21 +46,31 @@ class Wire:
                 repeatable = False
 
     def _call(self, command: tuple[Any, ...]) -> Any:
-        connection = self._take()
-        try:
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            answer = connection.read_response()
-        except redis.exceptions.ResponseError:
-            self._give(connection)
-            raise
-        except BaseException:  # whatever it was, an answer may be on its way that nobody waits for
-            connection.disconnect()
-            self._pool.release(connection)
-            raise
-        self._give(connection)
+        [answer] = self.together(command)
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
-    def _take(self) -> Any:
+    def together(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Several commands in one write, and the answer of each; one that Redis refused has its ResponseError there.
+
+        They run one after another, also when the first of them blocks: the second then runs in the same moment in
+        which that one gets its answer. Raises what redis-py raises when the connection breaks, and never sends twice.
+        """
+        connection = self.take()
+        try:
+            connection.send_packed_command(_packed(connection, commands), check_health=False)
+            answers = [_answer(connection) for _ in commands]
+        except BaseException:  # whatever it was, an answer may be on its way that nobody waits for
+            self.drop(connection)
+            raise
+        self.give(connection)
+        return answers
+
+    # -- for ``together`` and ``Repeated`` ------------------------------------------------------------------------
+
+    def take(self) -> Any:
+        """A connection that is open, and used by the caller alone until ``give`` or ``drop``."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -75,12 +86,17 @@ class Wire:
                 connection.disconnect()
                 connection.connect()
         except BaseException:
-            connection.disconnect()
-            self._pool.release(connection)
+            self.drop(connection)
             raise
         return connection
 
-    def _give(self, connection: Any) -> None:
+    def drop(self, connection: Any) -> None:
+        """Closed: nobody waits for what may still come."""
+        connection.disconnect()
+        self._pool.release(connection)
+
+    def give(self, connection: Any) -> None:
+        """Back, with no answer on its way."""
         if self._wanted:
             self._pool.release(connection)
         else:
@@ -90,6 +106,63 @@ class Wire:
         """Close every connection."""
         self._idle.clear()
         self._pool.disconnect()
+
+
+class Repeated:
+    """One blocking command again and again on a connection of its own, sent ahead: while answers come faster than they
+    are taken, the next ones need no word from this side. For one greenlet or thread."""
+
+    def __init__(self, wire: Wire, command: tuple[Any, ...], ahead: int) -> None:
+        """At most ``ahead`` commands (1 to …) are sent and not answered."""
+        self._wire = wire
+        self._command = command
+        self._ahead = ahead
+        self._connection: Any = None
+        #: Sent and not answered.
+        self._due = 0
+
+    def next(self) -> Any:
+        """The next answer; raises what redis-py raises, after which it begins anew on another connection."""
+        if self._connection is None:
+            self._connection, self._due = self._wire.take(), 0
+        try:
+            if self._due <= self._ahead // 2:
+                missing = self._ahead - self._due
+                data = _packed(self._connection, [self._command] * missing)
+                self._connection.send_packed_command(data, check_health=False)
+                self._due += missing
+            answer = _answer(self._connection)
+            self._due -= 1
+        except BaseException:
+            self.close()
+            raise
+        if not self._due:
+            self._wire.give(self._connection)
+            self._connection = None
+        if isinstance(answer, Exception):
+            self.close()
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Give up what was sent ahead. Idempotent."""
+        if self._connection is not None:
+            self._wire.drop(self._connection)
+            self._connection = None
+
+
+# Any: what redis-py packs, and what a server answers.
+def _packed(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
+    """All of it in one piece."""
+    parts = [part for command in commands for part in connection.pack_command(*command)]
+    return parts if len(parts) == 1 else [b"".join(parts)]
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as e:
+        return e
 
 
 def _is_usable(fd: int) -> bool:

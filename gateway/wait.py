@@ -23,13 +23,10 @@ from bananas import events, keys
 from bananas.errors import BananasError, RedisUnavailable, RequestError, Unavailable
 from bananas.job import Enqueued, NewJob, Reply
 from bananas.queue import Queue
-from bananas.redis_client import BLOCK_S
 from gateway.hangup import ClientGone
 
 #: Requests that may wait in one process; each holds a connection and a greenlet.
 MAX_WAITERS: Final = 10_000
-#: Replies taken in one go.
-_BATCH: Final = 1000
 _BACKOFF_S: Final = (0.1, 2.0)
 
 
@@ -158,13 +155,13 @@ class Waiters:
     def _read(self) -> None:
         """The reader: ends only when killed."""
         pause_s, longest_s = _BACKOFF_S
-        is_connected = True
+        is_connected, list_ = True, self.queue.replies(self.reply_list)
         while True:
             try:
                 if not is_connected:
                     self.epoch += 1
                     self._register_again()
-                replies = self.queue.pop_replies(self.reply_list, BLOCK_S, _BATCH)
+                replies = list_.pop()
                 if not is_connected:
                     events.REPLIES_BACK()
                 pause_s, is_connected = _BACKOFF_S[0], True

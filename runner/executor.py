@@ -192,6 +192,8 @@ class Executor:
         secrets: dict[str, Secret],
         timings: dict[str, float],
     ) -> CallReply:
+        if running.abandoned:
+            raise SandboxDied("abandoned")
         claim, spec = running.claim, version.spec
         binding = binding_of(version, secrets)
         seat = running.seat = pool.acquire(profile, binding, Reuse.of(spec))

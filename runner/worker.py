@@ -1,8 +1,9 @@
 """The loop between queue and sandboxes: settle what ended, claim what fits, run each claim in a greenlet of its own.
 
 Nothing else may call ``Queue.step``. One step is under way at a time; outcomes that arrive meanwhile ride on the next
-one, so batching merges only what is ready and a result never waits for company. An idle worker waits for the bells of
-its pools (``Bell``) and looks by itself every 5 seconds, so a lost ring costs at most that.
+one, so batching merges only what is ready and a result never waits for company. A pool that has places and no jobs has
+its places *promised* to a claim that waits in Redis for the pool's bell (``Bell``): who enqueues a job thereby gives it
+to this runner, without a word from here. Such a claim is renewed every 5 seconds, so a lost ring costs at most that.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class Worker(GreenletService):
         self.stepped = Event()
         #: Pools that had more free places than jobs when they were looked at last.
         self._dry: set[str] = set()
+        #: Places that no step may fill, since a claim for them waits in Redis, by pool.
+        self._promised: dict[str, int] = {}
+        #: Places that the step under way may fill, by pool.
+        self._asked: dict[str, int] = {}
+        #: When the last step was sent, in monotonic seconds, and what the server's clock said then.
+        self._reference: tuple[float, int] | None = None
 
     # -- what others do ---------------------------------------------------------------------------------------
 
@@ -92,9 +99,45 @@ class Worker(GreenletService):
         if not self._outbox and not self._is_stepping:
             self.rang(pool)
 
+    def places(self, pool: SandboxPool) -> int:
+        """How many attempts of a pool no claim is under way for could be taken on."""
+        taken = self._promised.get(pool.name, 0) + self._asked.get(pool.name, 0)
+        return max(0, self.free(pool) - taken) if self.claiming else 0
+
+    def is_asking(self, pool: str) -> bool:
+        """True while a step is under way that may fill places of the pool."""
+        return self._asked.get(pool, 0) > 0
+
+    def promise(self, pool: str, places: int) -> None:
+        """Keep places for a claim that is about to wait in Redis."""
+        self._promised[pool] = places
+
+    def kept(self, pool: str, sent_s: float, step: Step | None) -> None:
+        """That claim, sent at ``sent_s`` (monotonic), is over; ``step`` is what it brought, if anything is known."""
+        places = self._promised.pop(pool)
+        if step is None:
+            self.rang(pool)  # what rang meanwhile is unknown
+        else:
+            self._note_dry(pool, len(step.claims), places)
+            for claim in step.claims:
+                # By now the place may be gone: fewer are allowed, or the runner stops.
+                is_welcome = self.claiming and self.free(self._pools[pool]) > 0
+                self._begin(claim, self._claimed_s(sent_s, step.now_ms), is_welcome=is_welcome)
+            self._on_step(step)
+        self._drained.set()
+
+    def _claimed_s(self, sent_s: float, now_ms: int) -> float:
+        """When a claim was made that waited in Redis, in monotonic seconds, rather too early than too late: the time
+        that the server's clock tells to be between it and the last step. Its answer may be old by now."""
+        if self._reference is None:
+            return sent_s
+        then_s, then_ms = self._reference
+        return max(sent_s, min(time.monotonic(), then_s + (now_ms - then_ms) / 1000))
+
     def drain(self, deadline_s: float) -> bool:
         """Stop claiming and wait for running attempts; False when some were still running at the deadline."""
         self.claiming = False
+        self._call_off()
         deadline = time.monotonic() + deadline_s
         while self._has_work and time.monotonic() < deadline:
             self._drained.clear()
@@ -103,8 +146,15 @@ class Worker(GreenletService):
 
     @property
     def _has_work(self) -> bool:
-        """Attempts in flight, or a step under way that may bring some."""
-        return self._is_stepping or len(self._in_flight) > 0
+        """Attempts in flight, or a claim under way that may bring some."""
+        return self._is_stepping or bool(self._promised) or len(self._in_flight) > 0
+
+    def _call_off(self) -> None:
+        if self._promised:
+            try:
+                self._queue.call_off(self._runner, list(self._promised))
+            except RedisUnavailable as e:
+                events.WORKER_WAITS(error=e)  # then the claims end by their own time, or with their connections
 
     def hand_back(self, deadline_s: float) -> None:
         """Return what still runs to the head of its lane: each sandbox is ended first, then the job goes back."""
@@ -142,6 +192,7 @@ class Worker(GreenletService):
         sent_s = time.monotonic()
         self._is_stepping = True
         free = self._free(rung)
+        self._asked = dict(free)
         try:
             step = self._queue.step(self._runner, self._lease_ms, ready, free)
         except RedisUnavailable:
@@ -149,12 +200,14 @@ class Worker(GreenletService):
             self._rung |= rung
             raise
         finally:
-            self._is_stepping = False
+            self._is_stepping, self._asked = False, {}
             self._drained.set()
             self.stepped.set()
+        self._reference = (sent_s, step.now_ms)
         claimed = Counter(claim.pool for claim in step.claims)
         for pool, places in free:
-            (self._dry.add if claimed[pool] < places else self._dry.discard)(pool)
+            if places or pool not in self._promised:
+                self._note_dry(pool, claimed[pool], places)
         for settlement, accepted in zip(ready, step.settled, strict=True):
             claim = settlement.claim
             self._in_flight.remove(claim)
@@ -162,8 +215,11 @@ class Worker(GreenletService):
             if not accepted:
                 events.ATTEMPT_REFUSED(job=claim.id, token=claim.token)
         for claim in step.claims:
-            self._begin(claim, sent_s)
+            self._begin(claim, sent_s, is_welcome=not self._is_handing_back)  # else the shutdown began meanwhile
         self._on_step(step)
+
+    def _note_dry(self, pool: str, claimed: int, places: int) -> None:
+        (self._dry.add if claimed < places else self._dry.discard)(pool)
 
     def _free(self, rung: set[str]) -> list[tuple[str, int]]:
         """The pools to name in a step: those with free slots, and full ones whose bell must be passed on. Rotated, so
@@ -173,18 +229,18 @@ class Worker(GreenletService):
         free = []
         for i in range(len(names)):
             name = names[(i + self._turn) % len(names)]
-            slots = self.free(self._pools[name]) if self.claiming else 0
+            slots = self.places(self._pools[name])
             if slots or name in rung:
                 free.append((name, slots))
         return free
 
-    def _begin(self, claim: Claim, sent_s: float) -> None:
+    def _begin(self, claim: Claim, lease_seen_s: float, *, is_welcome: bool) -> None:
         forgotten = self._in_flight.get(claim.id, claim.token)
         if forgotten is not None:  # a failover lost that claim, so its token was given again
             forgotten.abandon("claimed again")
-        running = Running(claim, lease_seen_s=sent_s)
+        running = Running(claim, lease_seen_s=lease_seen_s)
         self._in_flight.add(running)
-        if self._is_handing_back:  # it came with a step that was under way when the shutdown began
+        if not is_welcome:
             running.hand_back()
         pool = self._pools[claim.pool]
         # Now, not when the greenlet gets to run: the next step may be sent before that.
@@ -216,36 +272,54 @@ class Worker(GreenletService):
 
 
 class Bell(GreenletService):
-    """Waits for the bell of one pool while the pool has free slots and no jobs."""
+    """Claims at the ring of one pool's bell, while the pool has free places and no jobs."""
 
     def __init__(
-        self, on_crash: Callable[[str, BaseException], None], queue: Queue, pool: SandboxPool, worker: Worker
+        self,
+        on_crash: Callable[[str, BaseException], None],
+        queue: Queue,
+        pool: SandboxPool,
+        worker: Worker,
+        runner: str,
+        lease_s: float,
     ) -> None:
         super().__init__(on_crash)
         self.name = f"bell:{pool.name}"
         self._queue = queue
         self._pool = pool
         self._worker = worker
+        self._runner = runner
+        self._lease_ms = round(lease_s * 1000)
 
     def run(self) -> None:
-        """Block, tell the worker, block again."""
-        while not self.stopping.is_set() and self._worker.claiming:
-            if not self._worker.free(self._pool):
+        """Wait, give the worker what was claimed, wait again."""
+        pool, worker = self._pool, self._worker
+        while not self.stopping.is_set() and worker.claiming:
+            if not worker.free(pool):
                 # The step that settles an attempt's end claims what is there; this only listens for later.
-                self._pool.freed.clear()
-                self._pool.freed.wait(timeout=BLOCK_S)
-                continue
-            if not self._worker.is_dry(self._pool.name):
+                pool.freed.clear()
+                pool.freed.wait(timeout=BLOCK_S)
+            elif worker.is_asking(pool.name) or not worker.is_dry(pool.name):
                 # Jobs may be waiting: no need to be told so.
-                self._worker.stepped.clear()
-                self._worker.look_soon(self._pool.name)
-                self._worker.stepped.wait(timeout=BLOCK_S)
-                continue
-            try:
-                if self._queue.ring(self._pool.name, BLOCK_S):
-                    self._worker.rang(self._pool.name)
-            except RedisUnavailable:
-                self.stopping.wait(timeout=_BACKOFF_S[-1])
+                worker.stepped.clear()
+                worker.look_soon(pool.name)
+                worker.stepped.wait(timeout=BLOCK_S)
+            else:
+                self._claim()
+
+    def _claim(self) -> None:
+        places = self._worker.places(self._pool)
+        sent_s = time.monotonic()
+        step = None
+        self._worker.promise(self._pool.name, places)
+        try:
+            step = self._queue.step_on_ring(self._runner, self._lease_ms, self._pool.name, places, BLOCK_S)
+        except RedisUnavailable as e:
+            events.WORKER_WAITS(error=e)
+        finally:
+            self._worker.kept(self._pool.name, sent_s, step)
+        # What was claimed is sent to its sandboxes before this waits again.
+        self.stopping.wait(timeout=_BACKOFF_S[-1]) if step is None else gevent.sleep(0)
 
 
 class Inbox(PeriodicService):

@@ -67,6 +67,20 @@ class Caller:
         with self._connections.guard():
             return self._scripts[name].call(self._connections.wire, _FIXED, [keys.PREFIX, *args], repeatable=not once)
 
+    def run_after(self, wait: tuple[Any, ...], name: str, *args: Any) -> Any:
+        """Send a command that blocks and the script in one go: the script runs in the moment in which the wait ends,
+        whatever it ended with. Returns what the script answers; raises RedisUnavailable. Never sent twice by itself."""
+        script, wire = self._scripts[name], self._connections.blocking_wire
+        with self._connections.guard():
+            parts = [len(_FIXED), *_FIXED, keys.PREFIX, *args]
+            waited, answer = wire.together(wait, ("EVALSHA", script.sha, *parts))
+            if isinstance(answer, redis.exceptions.NoScriptError):
+                answer = wire.call("EVAL", script.text, *parts)
+            for refused in (answer, waited):
+                if isinstance(refused, Exception):
+                    raise refused
+            return answer
+
     # Any: a pipeline of redis-py, see bananas.registry.
     def add(self, pipe: Any, name: str, *args: Any) -> None:
         """Make it a part of a transaction; its text is sent, since a transaction cannot be asked to learn it."""

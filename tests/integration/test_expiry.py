@@ -49,7 +49,7 @@ def test_a_job_expires_wherever_it_waits_also_without_a_runner(queue, registry, 
         assert queue.expire() == 1
     record = queue.show(job)
     assert (record.state, record.reason, record.token, record.history) == (JobState.FAILED, "expired", 0, [])
-    [reply] = queue.pop_replies(REPLY, 1, 10)
+    [reply] = queue.replies(REPLY, 1, 10, ahead=1).pop()
     assert (reply.id, reply.state, reply.attempt) == (job, JobState.FAILED, b"null")
     assert queue.expire() == 0
     assert repairs(queue) == {}

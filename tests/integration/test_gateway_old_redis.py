@@ -53,5 +53,5 @@ def test_replies_are_taken_one_by_one_and_then_all(old_redis):
         player.queue.enqueue(NewJob("hello", str(n).encode(), reply_to=REPLY))
         claim = player.claim()
         player.settle(claim, result=claim.payload)
-    assert [reply.result for reply in player.queue.pop_replies(REPLY, 1.0, 10)] == [b"0", b"1", b"2"]
-    assert player.queue.pop_replies(REPLY, 0.05, 10) == []
+    assert [reply.result for reply in player.queue.replies(REPLY, 1.0, 10, ahead=1).pop()] == [b"0", b"1", b"2"]
+    assert player.queue.replies(REPLY, 0.05, 10, ahead=1).pop() == []

@@ -52,7 +52,7 @@ def test_a_reply_lost_before_the_caller_knows_that_it_waits_is_asked_for(queue, 
 
     def end_and_lose_the_reply() -> None:
         player.settle(player.claim(), result=b'"found"')
-        assert len(queue.pop_replies(waiters.reply_list, 1.0, 10)) == 1
+        assert len(queue.replies(waiters.reply_list, 1.0, 10, ahead=1).pop()) == 1
         waiters.epoch += 1
 
     queue.meanwhile = end_and_lose_the_reply

@@ -244,7 +244,7 @@ def test_third_lost_runner_poisons_the_job(queue, registry, connections):
         assert_invariant(connections)
     record = queue.show(job.id)
     assert (record.state, record.reason, record.losses) == (JobState.FAILED, "poisoned", 3)
-    assert [reply.state for reply in queue.pop_replies(REPLY, 1, 10)] == [JobState.FAILED]
+    assert [reply.state for reply in queue.replies(REPLY, 1, 10, ahead=1).pop()] == [JobState.FAILED]
 
 
 def test_live_lease_is_not_reaped_and_extending_keeps_it(queue, registry):
@@ -295,7 +295,7 @@ def test_expired_job_never_runs(queue, registry, connections):
     connections.commands.hset(keys.job(job.id), "expires", 1)
     assert claim(queue) == []
     assert (queue.show(job.id).state, queue.show(job.id).reason) == (JobState.FAILED, "expired")
-    assert queue.pop_replies(REPLY, 1, 1)[0].state is JobState.FAILED
+    assert queue.replies(REPLY, 1, 1, ahead=1).pop()[0].state is JobState.FAILED
     assert_invariant(connections)
 
 
@@ -406,13 +406,13 @@ def test_waiter_gets_the_reply_whichever_came_first(queue, registry):
     assert queue.wait(job.id, REPLY) is None
     assert queue.wait(job.id, REPLY) is None
     settle(queue, claim(queue)[0], Outcome.OK, b'"r"')
-    [reply] = queue.pop_replies(REPLY, 1, 100)
+    [reply] = queue.replies(REPLY, 1, 100, ahead=1).pop()
     assert (reply.id, reply.state, reply.result) == (job.id, JobState.COMPLETED, b'"r"')
     assert b'"outcome":"ok"' in reply.attempt
     late = queue.wait(job.id, REPLY)
     assert late is not None
     assert (late.state, late.result, late.attempt) == (JobState.COMPLETED, b'"r"', reply.attempt)
-    assert queue.pop_replies(REPLY, 0.05, 100) == []
+    assert queue.replies(REPLY, 0.05, 100, ahead=1).pop() == []
 
 
 def test_large_results_are_not_pushed(queue, registry):
@@ -420,7 +420,7 @@ def test_large_results_are_not_pushed(queue, registry):
     job = queue.enqueue(NewJob("hello", b"1", reply_to=REPLY))
     big = b'"' + b"x" * 70_000 + b'"'
     settle(queue, claim(queue)[0], Outcome.OK, big)
-    [reply] = queue.pop_replies(REPLY, 1, 10)
+    [reply] = queue.replies(REPLY, 1, 10, ahead=1).pop()
     assert reply.result is None
     assert queue.show(job.id).result == big
 
@@ -442,7 +442,7 @@ def test_no_wake_up_is_lost_in_a_thousand_races(queue, registry):
             done += 1
     waiter.join()
     pushed: list[str] = []
-    while batch := queue.pop_replies(REPLY, 0.05, 500):
+    while batch := queue.replies(REPLY, 0.05, 500, ahead=1).pop():
         pushed += [reply.id for reply in batch]
     assert sorted(direct + pushed) == sorted(ids)
 

@@ -136,7 +136,7 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     redis.zadd(keys.SCHEDULE, {job.id: 1})
     assert queue.promote()[0] == 1
     assert run(queue, Outcome.OK) == job.id
-    [reply] = queue.pop_replies(keys.reply("me"), 2, 10)
+    [reply] = queue.replies(keys.reply("me"), 2, 10, ahead=1).pop()
     assert (reply.id, reply.state, reply.result) == (job.id, JobState.COMPLETED, b'"done"')
 
     lost, cancelled, late = queue.enqueue_many([NewJob("hello", b"1") for _ in range(3)])

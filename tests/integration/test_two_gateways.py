@@ -180,7 +180,7 @@ class Waiting:
     def read(self, wanted: set[str], deadline_s: float) -> None:
         """Until all have come; never looks at a job by itself."""
         while wanted - self.got.keys() and time.monotonic() < deadline_s:
-            for reply in self.queue.pop_replies(self.replies, 1.0, 1000):
+            for reply in self.queue.replies(self.replies, 1.0, 1000, ahead=1).pop():
                 self._take(reply.id, reply.state, reply.result)
 
     def _take(self, job_id: str, state: JobState, result: bytes | None) -> None:

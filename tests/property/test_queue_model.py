@@ -149,7 +149,7 @@ class Machine(Both):
     @rule()
     def pop_replies(self):
         for name in [name for name, told in self.model.replies.items() if told]:
-            popped = self.queue.pop_replies(name, 1, 100)
+            popped = self.queue.replies(name, 1, 100, ahead=1).pop()
             assert [(r.id, r.state.value, r.result) for r in popped] == [
                 (job_id, state, result) for job_id, state, _, result in self.model.replies.pop(name)
             ]
