@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response
+from typing import Any
 
-from bananas.errors import RedisUnavailable, UnknownFunction
+from flask import Flask, Response, request
+
 from bananas.redis_client import Connections
-from bananas.registry import Registry
 from bananas.settings import Settings
-from gateway import auth, guard, hints, listen, problems, requestid
+from gateway import asked, auth, guard, listen
+from gateway.answers import Answer
 from gateway.callbacks import CallbackRoutes
+from gateway.direct import Direct
 from gateway.follow import Followers
+from gateway.front import Check, Front
 from gateway.invoke import Invoker
 from gateway.live import LiveRunners
 from gateway.metrics import Scraper
@@ -36,9 +39,22 @@ def from_env() -> Flask:
     return app
 
 
+class Gateway(Flask):
+    """Flask, whose views may also answer with an ``Answer``."""
+
+    def make_response(self, rv: Any) -> Response:
+        """Called by Flask with what a view or an error handler returned."""
+        if not isinstance(rv, Answer):
+            return super().make_response(rv)
+        response = Response(rv.body, rv.status, rv.headers, content_type=rv.media or None)
+        if not rv.media and not any(name.lower() == "content-type" for name, _ in rv.headers):
+            del response.headers["Content-Type"]  # Flask would have it that the body is HTML
+        return response
+
+
 def create_app(settings: Settings, parts: Parts) -> Flask:
     """All routes over the given parts; nothing global, so several apps can live in one process."""
-    app = Flask("gateway", static_folder=None)
+    app = Gateway("gateway", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # no other site's page is granted anything
     app.url_map.converters["job"] = JobPart
     app.url_map.merge_slashes = False  # no call is at a path with two, and a redirect would be one more answer
@@ -46,23 +62,20 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     # gunicorn's worker lets the waiters go when it stops, and the last counts are told.
     app.extensions["bananas.waiters"] = waiters
     app.extensions["bananas.traffic"] = parts.traffic
-    parts.traffic.register(app)
-    if listen.is_loopback(settings.host) or settings.hosts:
-        app.before_request(guard.host_check(settings.hosts))
-    if listen.needs_tokens(settings):
-        app.before_request(auth.check(parts.tokens))
-    requestid.register(app)
-    problems.register(app)
-    app.register_error_handler(UnknownFunction, lambda error: _with_hint(error, registry))
+    front = Front(_checks(settings, parts), parts.traffic, registry.names)
+    _surround(app, front)
     live = LiveRunners(registry)
     scraper = Scraper(queue, registry, parts.health, parts.counters, parts.traffic)
     invoker = Invoker(queue, registry, waiters, live)
     callbacks = CallbackRoutes(parts.secrets, settings.callback_allow)
+    followers = Followers(queue, parts.follow, waiters)
+    jobs = JobRoutes(queue, parts.lists, registry, waiters, live, followers, callbacks)
+    functions = FunctionRoutes(queue, registry, invoker)
     for routes in (
-        JobRoutes(queue, parts.lists, registry, waiters, live, Followers(queue, parts.follow, waiters), callbacks),
+        jobs,
         callbacks,
         DeadRoutes(parts.dead, queue, registry),
-        FunctionRoutes(queue, registry, invoker),
+        functions,
         RawRoutes(invoker, listen.needs_tokens(settings)),
         AwsRoutes(queue, registry, invoker, listen.needs_tokens(settings)),
         OperateRoutes(queue, registry, parts.health, scraper),
@@ -72,13 +85,34 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         OpenApiRoutes(),
     ):
         app.register_blueprint(routes.blueprint())
+    calls = {"/jobs": ("jobs.submit", jobs.submit), "/jobs/batch": ("jobs.submit_many", jobs.submit_many)}
+    app.wsgi_app = Direct(front, calls, functions.invoke, app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
-def _with_hint(error: UnknownFunction, registry: Registry) -> Response:
-    """The problem of an unknown function, with the nearest name that is known."""
-    try:
-        detail, facts = hints.unknown_function(error, registry.names())
-    except RedisUnavailable as e:
-        return problems.of_error(e)
-    return problems.problem(error.code, detail, **facts)
+def _checks(settings: Settings, parts: Parts) -> list[Check]:
+    """What is looked at before every call."""
+    checks = []
+    if listen.is_loopback(settings.host) or settings.hosts:
+        checks.append(guard.host_check(settings.hosts))
+    if listen.needs_tokens(settings):
+        checks.append(auth.check(parts.tokens))
+    return checks
+
+
+def _surround(app: Flask, front: Front) -> None:
+    """The same around each of Flask's calls as around those that take the direct way."""
+
+    def before() -> None:
+        one = asked.current()
+        one.endpoint, one.args = request.endpoint, request.view_args or {}
+        front.check(one)
+
+    def after(response: Response) -> Response:
+        one = asked.current()
+        response.headers[asked.ID_HEADER] = front.finish(one, response.status_code, response.mimetype or "")
+        return response
+
+    app.before_request(before)
+    app.after_request(after)
+    app.register_error_handler(Exception, front.problem)

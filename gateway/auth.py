@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from flask import g, request
-
 from bananas import events
 from bananas.errors import Forbidden, Unauthorized
 from bananas.job import Meter, NewJob
-from bananas.tokens import Scope, Token, Tokens
-from gateway import requestid
+from bananas.tokens import Scope, Tokens
+from gateway.asked import Asked, current
 
 #: Flask's endpoint → scope; None: open to everyone.
 SCOPES: Final[dict[str, Scope | None]] = {
@@ -55,67 +53,60 @@ _NAMED: Final = frozenset({"functions", "raw"})
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def check(tokens: Tokens) -> Callable[[], None]:
+def check(tokens: Tokens) -> Callable[[Asked], None]:
     """What to call before every request: raises Unauthorized or Forbidden."""
 
-    def authorize() -> None:
-        scope = SCOPES.get(request.endpoint or "", "admin")
-        if scope is None or request.endpoint is None:  # no such route: a 404 gives nothing away
+    def authorize(asked: Asked) -> None:
+        endpoint = asked.endpoint
+        scope = SCOPES.get(endpoint or "", "admin")
+        if scope is None or endpoint is None:  # no such route: a 404 gives nothing away
             return
-        token = tokens.check(_bearer())
+        token = tokens.check(_bearer(asked))
         if not token.allows(scope):
             raise Forbidden(
-                f"{request.method} {request.path} needs a token with scope {scope}, and {token.id} has "
+                f"{asked.method} {asked.path} needs a token with scope {scope}, and {token.id} has "
                 f"{', '.join(token.scopes)}"
             )
-        g.token = token
-        name = (request.view_args or {}).get("name")
-        if request.blueprint in _NAMED:
-            require_function(name)
-        elif token.functions and scope != "invoke" and request.endpoint not in _SHARED:
+        asked.token = token
+        if endpoint.partition(".")[0] in _NAMED:
+            require_function(asked.args.get("name"))
+        elif token.functions and scope != "invoke" and endpoint not in _SHARED:
             raise Forbidden(f"token {token.id} is bound to {', '.join(token.functions)}; this call concerns others too")
-        if scope != "invoke" and request.method not in _READS:
-            events.AUDIT(
-                token=token.id,
-                name=token.name,
-                method=request.method,
-                path=request.path,
-                request=requestid.current(),
-            )
+        if scope != "invoke" and asked.method not in _READS:
+            events.AUDIT(token=token.id, name=token.name, method=asked.method, path=asked.path, request=asked.id)
 
     return authorize
 
 
 def is_bound() -> bool:
     """True when the request's token is bound to some functions."""
-    token: Token | None = g.get("token")
+    token = current().token
     return token is not None and bool(token.functions)
 
 
 def covers(function: str) -> bool:
     """True when the request may touch the function."""
-    token: Token | None = g.get("token")
+    token = current().token
     return token is None or token.covers(function)
 
 
 def metered(job: NewJob) -> NewJob:
     """The job, counting against the rate of the request's token, if that has one."""
-    token: Token | None = g.get("token")
+    token = current().token
     return job if token is None or token.rate is None else replace(job, meter=Meter(token.id, token.rate))
 
 
 def require_function(function: str | None) -> None:
     """Raises Forbidden when the request's token is bound to other functions; None is no function."""
-    if function is not None and not covers(function):
-        token: Token = g.token
+    token = current().token
+    if function is not None and token is not None and not token.covers(function):
         raise Forbidden(f"token {token.id} is bound to {', '.join(token.functions)} and may not touch {function!r}")
 
 
-def _bearer() -> str:
-    header = request.headers.get("Authorization", "")
-    kind, _, text = header.partition(" ")
-    if request.endpoint == "aws.invoke" and kind.startswith("AWS4-"):  # its clients sign; the token is beside
-        kind, text = "bearer", request.headers.get("X-Amz-Security-Token", "")
+def _bearer(asked: Asked) -> str:
+    kind, _, text = (asked.header("Authorization") or "").partition(" ")
+    if asked.endpoint == "aws.invoke" and kind.startswith("AWS4-"):  # its clients sign; the token is beside
+        kind, text = "bearer", asked.header("X-Amz-Security-Token") or ""
     if kind.lower() != "bearer" or not text.strip():
         raise Unauthorized("a token is needed: Authorization: Bearer bn_…; `bananas token create` makes one")
     return text.strip()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from bananas import webhooks
 from bananas.errors import InvalidRequest
 from bananas.secrets import Secrets
-from gateway.answers import json_answer
+from gateway.answers import Answer, json_answer
 
 
 class CallbackRoutes:
@@ -40,7 +40,7 @@ class CallbackRoutes:
             raise InvalidRequest(f"callback_url: {e}") from e
         self._secrets.callback_keys()
 
-    def keys(self) -> Response:
+    def keys(self) -> Answer:
         """Every key that signs, the latest first: a receiver that knows one of them can check every callback."""
         found = [webhooks.secret_text(key) for key in self._secrets.callback_keys()]
         return json_answer({"keys": found}, headers={"Cache-Control": "no-store"})

@@ -14,13 +14,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
-from flask import request
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import BadRequest, ClientDisconnected
+from werkzeug.http import parse_options_header
+from werkzeug.sansio.utils import get_content_length
 
 from bananas.errors import HostNotAllowed, OriginNotAllowed, PayloadTooLarge, UnsupportedMedia
+from gateway.asked import Asked, current
 from gateway.listen import is_loopback
 
 JSON: Final = "application/json"
@@ -31,7 +33,7 @@ ANY: Final = ""
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 
 
-def host_check(names: Sequence[str]) -> Callable[[], None]:
+def host_check(names: Sequence[str]) -> Callable[[Asked], None]:
     """What to call before every request: raises HostNotAllowed unless Host is a loopback name or one of ``names``."""
     allowed = {name.lower() for name in names}
 
@@ -40,8 +42,8 @@ def host_check(names: Sequence[str]) -> Callable[[], None]:
         match = _HOST.fullmatch(header)
         return match is not None and (is_loopback(match[1].strip("[]")) or match[1].lower() in allowed)
 
-    def check_host() -> None:
-        host = request.environ.get("HTTP_HOST", "")
+    def check_host(asked: Asked) -> None:
+        host = asked.header("Host") or ""
         if not is_served(host):
             served = ", ".join(["localhost", "127.0.0.1", "[::1]", *sorted(allowed)])
             raise HostNotAllowed(
@@ -57,9 +59,10 @@ def check_origin() -> None:
 
     Following a link is let through. For calls that take more than JSON, which such a page can send without asking.
     """
-    host, origin = request.environ.get("HTTP_HOST", ""), request.headers.get("Origin")
-    site, mode = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
-    follows_link = request.method in ("GET", "HEAD") and mode == "navigate"
+    asked = current()
+    host, origin = asked.header("Host") or "", asked.header("Origin")
+    site, mode = asked.header("Sec-Fetch-Site"), asked.header("Sec-Fetch-Mode")
+    follows_link = asked.method in ("GET", "HEAD") and mode == "navigate"
     if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
         raise OriginNotAllowed(
             f"Origin {origin[:100]!r} is not this gateway ({host}): a page of another site may not call functions "
@@ -77,13 +80,15 @@ def read_body(limit_bytes: int, media: str = JSON, what: str = "body") -> bytes:
         media: the type it must have; ``ANY``: it is not looked at.
         what: the name of the body in a message.
     """
-    if media != ANY and request.mimetype != media:
-        sent = repr(request.mimetype) if request.mimetype else "nothing"
-        raise UnsupportedMedia(f"{request.method} {request.path} takes Content-Type: {media}, not {sent}")
-    size = request.content_length
+    asked = current()
+    environ = asked.environ
+    if media != ANY and (found := _media(environ.get("CONTENT_TYPE", ""))) != media:
+        sent = repr(found) if found else "nothing"
+        raise UnsupportedMedia(f"{asked.method} {asked.path} takes Content-Type: {media}, not {sent}")
+    size = get_content_length(environ.get("CONTENT_LENGTH"), asked.header("Transfer-Encoding"))
     if size is not None and size > limit_bytes:
         raise too_large(what, size, limit_bytes)
-    data = _read(limit_bytes + 1 if size is None else size)
+    data = _read(environ, limit_bytes + 1 if size is None else size)
     if size is not None and len(data) < size:
         raise ClientDisconnected
     if len(data) > limit_bytes:
@@ -91,9 +96,14 @@ def read_body(limit_bytes: int, media: str = JSON, what: str = "body") -> bytes:
     return data
 
 
-def _read(most_bytes: int) -> bytes:
+@functools.lru_cache(maxsize=64)
+def _media(content_type: str) -> str:
+    """Without parameters, in lower case."""
+    return parse_options_header(content_type)[0].lower()
+
+
+def _read(environ: dict[str, Any], most_bytes: int) -> bytes:
     """Up to that many bytes. Not by way of Werkzeug, which takes a body that is cut off for a whole one (3.1)."""
-    environ = request.environ
     if "CONTENT_LENGTH" not in environ and "wsgi.input_terminated" not in environ:
         return b""  # a server that leaves the end of the body to us, and no way to know it
     try:

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
 import msgspec
-from flask import Response
 
 from bananas import events
 from bananas.errors import BananasError, JobExpired, JobFinished, NoLiveRunner, RedisUnavailable, UnknownJob
@@ -21,6 +20,7 @@ from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import auth, hangup, records
+from gateway.answers import JSON, Answer
 from gateway.live import LiveRunners, start_one
 from gateway.problems import problem
 from gateway.wait import Waiter, Waiters
@@ -46,11 +46,11 @@ _CODES: Final = {
 class Telling(Protocol):
     """How the end of a call is told."""
 
-    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Answer:
         """The answer of a call that went well; ``result`` is JSON text, ``headers`` belong into the answer."""
         ...
 
-    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Response:
+    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Answer:
         """The answer of a call whose only attempt failed."""
         ...
 
@@ -58,11 +58,11 @@ class Telling(Protocol):
 class Problems:
     """The result as it is, and failures as problems."""
 
-    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:  # noqa: ARG002
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Answer:  # noqa: ARG002
         """JSON."""
-        return Response(result, 200, headers, mimetype="application/json")
+        return Answer(result, 200, headers.items(), JSON)
 
-    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Response:
+    def failure(self, function: str, job_id: str, attempt: records.AttemptReport, headers: dict[str, str]) -> Answer:
         """The handler's own error is passed on as it is."""
         told = records.describe_error(bytes(attempt.error))
         outcome = Outcome(attempt.outcome)
@@ -100,7 +100,7 @@ class Invoker:
         *,
         traceparent: str | None = None,
         telling: Telling = PROBLEMS,
-    ) -> Response:
+    ) -> Answer:
         """Run it once and answer; ``environ`` is the request's, for noticing that its client hangs up.
 
         ``key``: the call's ``Idempotency-Key``. Raises UnknownFunction, QueueFull, RateLimited, NoLiveRunner,
@@ -133,7 +133,7 @@ class Invoker:
                     reply = self._overdue(waiter, key)
             except hangup.ClientGone:
                 self._cancel(queued.id, key)
-                return Response(status=_CLIENT_CLOSED)
+                return Answer(b"", _CLIENT_CLOSED)
             except BananasError as e:
                 self._cancel(queued.id, key)
                 e.details["job"] = queued.id
@@ -142,7 +142,7 @@ class Invoker:
             self._too_slow(function, queued, key) if reply is None else self._answer(function, queued, reply, telling)
         )
         if queued.duplicate:
-            answer.headers["Bananas-Duplicate"] = "true"
+            answer.headers.append(("Bananas-Duplicate", "true"))
         return answer
 
     def _join(self, queued: Enqueued, own: Waiter, stack: ExitStack, environ: dict[str, Any]) -> Waiter:
@@ -196,7 +196,7 @@ class Invoker:
             return waiter.wait(0)
         return None
 
-    def _too_slow(self, function: str, queued: Enqueued, key: str | None) -> Response:
+    def _too_slow(self, function: str, queued: Enqueued, key: str | None) -> Answer:
         """Our own deadline struck. What the job went through so far says why."""
         record = self._queue.show(queued.id)
         last = records.report(record.history[-1]) if record.history else None
@@ -216,7 +216,7 @@ class Invoker:
         found = self._live.obstacle(pool)
         return f"no sandbox of pool {pool!r} became free{within}" + (f"; {found[1]}" if found else "")
 
-    def _answer(self, function: str, queued: Enqueued, reply: Reply, telling: Telling) -> Response:
+    def _answer(self, function: str, queued: Enqueued, reply: Reply, telling: Telling) -> Answer:
         headers = {"Bananas-Job-Id": reply.id}
         attempt = records.report(reply.attempt)
         if timing := records.server_timing(attempt or _NO_TIMING):

@@ -12,9 +12,9 @@ import msgspec
 
 import bananas
 from gateway import auth, calls, shapes
+from gateway.asked import ID_HEADER as REQUEST_ID
 from gateway.calls import Answer, Body, Call
 from gateway.problems import STATUSES
-from gateway.requestid import HEADER as REQUEST_ID
 
 #: Problems that any call may tell.
 EVERYWHERE: Final = (

@@ -12,14 +12,15 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RequestRedirect
 
 from bananas import events
 from bananas.errors import BananasError, Unauthorized, Unavailable
-from gateway import requestid
+from gateway.answers import Answer
+from gateway.asked import ID_HEADER, current, new_id
 
+#: The media type of a problem.
+MEDIA: Final = "application/problem+json"
 #: Stable code → HTTP status and title.
 STATUSES: Final[dict[str, tuple[int, str]]] = {
     "request": (400, "The request is wrong"),
@@ -69,10 +70,10 @@ _RETRY_AFTER_S: Final = {"queue-full": 5, "no-live-runner": 2}
 _HTTP_CODES: Final = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 
 
-def problem(code: str, detail: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> Response:
+def problem(code: str, detail: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> Answer:
     """A problem answer; ``facts`` are further members of its body and must be encodable by msgspec."""
     status, title = STATUSES[code]
-    return _answer(code, status, title, detail, dict(headers or {}), facts)
+    return _answer(code, status, title, detail, headers or {}, facts)
 
 
 def body(code: str, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +94,10 @@ def _body(code: str, status: int, title: str, detail: str, facts: Mapping[str, A
 
 
 def _answer(
-    code: str, status: int, title: str, detail: str, headers: dict[str, str], facts: Mapping[str, Any]
-) -> Response:
+    code: str, status: int, title: str, detail: str, headers: Mapping[str, str], facts: Mapping[str, Any]
+) -> Answer:
     text = msgspec.json.encode(_body(code, status, title, detail, facts))
-    return Response(text, status, headers, mimetype="application/problem+json")
+    return Answer(text, status, headers.items(), MEDIA)
 
 
 def retry_after(error: BananasError) -> dict[str, str]:
@@ -110,17 +111,17 @@ def retry_after(error: BananasError) -> dict[str, str]:
 def unread(code: str, detail: str) -> bytes:
     """The whole answer, as it goes over the wire, to what is no request that Flask could see."""
     status, title = STATUSES[code]
-    request_id = requestid.new()
+    request_id = new_id()
     events.REQUEST_UNREADABLE(request=request_id, code=code, detail=detail)
     text = msgspec.json.encode(_body(code, status, title, detail, {}))
     head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
-        f"Content-Length: {len(text)}\r\n{requestid.HEADER}: {request_id}\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {MEDIA}\r\n"
+        f"Content-Length: {len(text)}\r\n{ID_HEADER}: {request_id}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + text
 
 
-def of_error(error: BananasError) -> Response:
+def of_error(error: BananasError) -> Answer:
     """The problem of one of our errors; one without a status of its own is our fault."""
     if error.code not in STATUSES:
         return _unforeseen(error)
@@ -131,30 +132,27 @@ def of_error(error: BananasError) -> Response:
     return problem(error.code, str(error), headers=headers, **details)
 
 
-def _of_http(error: HTTPException) -> Response | HTTPException:
+def of(error: Exception) -> Answer:
+    """The problem of anything that a call can end with; what nobody foresaw is logged and hidden."""
+    if isinstance(error, BananasError):
+        return of_error(error)
+    return _of_http(error) if isinstance(error, HTTPException) else _unforeseen(error)
+
+
+def _of_http(error: HTTPException) -> Answer:
     """Flask's own: no route, wrong method, a body that breaks HTTP."""
-    if isinstance(error, RequestRedirect):
-        return error
-    status = error.code or 500
+    asked, status = current(), error.code or 500
     headers = {k: v for k, v in error.get_headers() if k.lower() not in ("content-type", "content-length")}
     code = _HTTP_CODES.get(status, "request" if status < 500 else "internal-error")
-    detail = f"{request.method} {request.path}: {error.description}"
+    detail = f"{asked.method} {asked.path}: {error.description}"
     if code == "method-not-allowed":
-        detail = f"{request.method} is not served at {request.path}; allowed: {headers.get('Allow', '')}"
+        detail = f"{asked.method} is not served at {asked.path}; allowed: {headers.get('Allow', '')}"
     elif code == "not-found":
-        detail = f"nothing is at {request.path}; the calls are listed in docs/http-api.md"
+        detail = f"nothing is at {asked.path}; the calls are listed in docs/http-api.md"
     return _answer(code, status, STATUSES[code][1], detail, headers, {})
 
 
-def _unforeseen(error: Exception) -> Response:
-    request_id = requestid.current()
-    events.REQUEST_DEFECT(error, request=request_id, method=request.method, path=request.path)
-    return problem("internal-error", f"see request {request_id} in the gateway's log", request=request_id)
-
-
-def register(app: Flask) -> None:
-    """Make every error of ``app`` a problem."""
-    app.register_error_handler(BananasError, of_error)
-    app.register_error_handler(HTTPException, _of_http)
-    # The top of every request: whatever nobody foresaw is logged and hidden.
-    app.register_error_handler(Exception, _unforeseen)
+def _unforeseen(error: Exception) -> Answer:
+    asked = current()
+    events.REQUEST_DEFECT(error, request=asked.id, method=asked.method, path=asked.path)
+    return problem("internal-error", f"see request {asked.id} in the gateway's log", request=asked.id)

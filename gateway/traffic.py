@@ -7,13 +7,11 @@ meet. A process that is killed takes with it what it had not told yet, two secon
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 import gevent
-from flask import Flask, Response, g, request
 from gevent.event import Event
 
 from bananas import logs
@@ -36,11 +34,6 @@ class Traffic:
         self._counts: Counter[str] = Counter()
         self._has_news = Event()
         self._teller: gevent.Greenlet[[], None] | None = None
-
-    def register(self, app: Flask) -> None:
-        """Count every request of ``app``. Before all else that looks at requests, so that refused ones count too."""
-        app.before_request(self._begin)
-        app.after_request(self._end)
 
     def start(self) -> None:
         """Tell from now on, whenever there is something new."""
@@ -74,13 +67,11 @@ class Traffic:
             self._counts.update(counts)
             raise
 
-    def _begin(self) -> None:
-        g.arrived_s = time.monotonic()
-
-    def _end(self, answer: Response) -> Response:
-        self._answers.add((request.endpoint or _NO_CALL, answer.status_code), (time.monotonic() - g.arrived_s) * 1000)
-        self._has_news.set()
-        return answer
+    def count(self, call: str | None, status: int, took_ms: float) -> None:
+        """One more request, also when it was refused; ``call`` is None where no call is."""
+        self._answers.add((call or _NO_CALL, status), took_ms)
+        if not self._has_news.is_set():
+            self._has_news.set()
 
     def _run(self) -> None:
         while True:

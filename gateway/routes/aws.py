@@ -13,7 +13,7 @@ import re
 from typing import Any, Final
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, request
 
 from bananas.errors import BananasError, InvalidRequest, UnknownFunction
 from bananas.job import NewJob, Outcome
@@ -21,7 +21,7 @@ from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import KIB, LIMITS
 from gateway import auth, bodies
-from gateway.answers import empty_answer
+from gateway.answers import JSON, Answer, empty_answer
 from gateway.guard import ANY, check_origin, read_body
 from gateway.invoke import Invoker
 from gateway.problems import STATUSES, of_error, retry_after
@@ -63,11 +63,11 @@ class AwsTelling:
         self._with_log = with_log
         self._version = version
 
-    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:  # noqa: ARG002
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Answer:  # noqa: ARG002
         """The result as it is."""
         return self._answer(result, headers)
 
-    def failure(self, function: str, job_id: str, attempt: AttemptReport, headers: dict[str, str]) -> Response:  # noqa: ARG002
+    def failure(self, function: str, job_id: str, attempt: AttemptReport, headers: dict[str, str]) -> Answer:  # noqa: ARG002
         """``{"errorMessage", "errorType", "stackTrace"}``."""
         error = msgspec.json.decode(attempt.error, type=_Error | None) or _Error(attempt.outcome)
         body: dict[str, Any] = {"errorMessage": error.message, "errorType": error.type, "requestId": job_id}
@@ -75,13 +75,13 @@ class AwsTelling:
             body["stackTrace"] = error.traceback.splitlines(keepends=True)
         return self._answer(msgspec.json.encode(body), {**headers, "X-Amz-Function-Error": "Unhandled"})
 
-    def _answer(self, body: bytes, headers: dict[str, str]) -> Response:
+    def _answer(self, body: bytes, headers: dict[str, str]) -> Answer:
         job_id = headers["Bananas-Job-Id"]
         told = {**headers, _REQUEST_ID: job_id, "X-Amz-Executed-Version": self._version}
         if self._with_log:
             text = b"".join(self._queue.logs(job_id).values())[-_LOG_BYTES:]
             told["X-Amz-Log-Result"] = base64.b64encode(text).decode()
-        return Response(body, 200, told, mimetype="application/json")
+        return Answer(body, 200, told.items(), JSON)
 
 
 class AwsRoutes:
@@ -102,7 +102,7 @@ class AwsRoutes:
         routes.register_error_handler(BananasError, _of_error)
         return routes
 
-    def invoke(self, target: str) -> Response:
+    def invoke(self, target: str) -> Answer:
         """RequestResponse (200), Event (202) or DryRun (204)."""
         if not self._has_tokens:
             check_origin()
@@ -117,7 +117,7 @@ class AwsRoutes:
             case "Event":
                 queued = self._queue.enqueue(auth.metered(NewJob(name, payload, traceparent=trace)))
                 headers = {"Bananas-Job-Id": queued.id, _REQUEST_ID: queued.id}
-                return Response(b"", 202, headers, mimetype="application/json")
+                return Answer(b"", 202, headers.items(), JSON)
             case "RequestResponse":
                 with_log = request.headers.get("X-Amz-Log-Type") == "Tail"
                 telling = AwsTelling(self._queue, with_log, version)
@@ -142,7 +142,7 @@ def _split(target: str) -> tuple[str, str | None]:
     return match["name"], match["qualifier"]
 
 
-def _of_error(error: BananasError) -> Response:
+def _of_error(error: BananasError) -> Answer:
     """What is refused, as AWS's clients read it."""
     if error.code not in STATUSES:
         return of_error(error)
@@ -150,4 +150,4 @@ def _of_error(error: BananasError) -> Response:
     name = _TYPES.get(error.code, "ServiceException")
     told = {"Type": "User" if status < 500 else "Service", "message": str(error), "code": error.code}
     headers = {"x-amzn-ErrorType": name, **retry_after(error)}
-    return Response(msgspec.json.encode(told), status, headers, mimetype="application/json")
+    return Answer(msgspec.json.encode(told), status, headers.items(), JSON)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, request
 
 from bananas.dead_letters import DeadLetter, DeadLetters
 from bananas.errors import BananasError, InvalidRequest, UnknownJob
@@ -13,7 +13,7 @@ from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import bodies, letters, records
-from gateway.answers import iso, json_answer
+from gateway.answers import Answer, iso, json_answer
 from gateway.guard import read_body, too_large
 from gateway.routes.jobs import check_id
 
@@ -38,13 +38,13 @@ class DeadRoutes:
         routes.add_url_rule("/jobs/<job:job_id>/replay", view_func=self.replay_one, methods=["POST"])
         return routes
 
-    def page(self) -> Response:
+    def page(self) -> Answer:
         """Letters that match, oldest first."""
         query = letters.query(request.args)
         found = self._dead.page(query.wanted(), query.cursor, query.limit)
         return json_answer({"letters": [_public(letter) for letter in found.letters], "cursor": found.cursor})
 
-    def replay_one(self, job_id: str) -> Response:
+    def replay_one(self, job_id: str) -> Answer:
         """202: the job is back in the queue, maybe with another payload."""
         check_id(job_id)
         raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="body with its payload")
@@ -59,7 +59,7 @@ class DeadRoutes:
             raise state
         return json_answer({"id": job_id, "status": state.value}, 202, {"Location": f"/jobs/{job_id}"})
 
-    def replay(self) -> Response:
+    def replay(self) -> Answer:
         """Put back many: by id, or a page of those that match."""
         body = letters.REPLAY.decode(read_body(letters.BODY_BYTES) or b"{}")
         letters.check_choice(body, "replay")
@@ -79,7 +79,7 @@ class DeadRoutes:
         following = replace(at, cursor=done.cursor, due_ms=at.due_ms + body.interval_ms * len(done.moved))
         return _moved(done.moved, done.refused, None if done.cursor is None else str(following))
 
-    def purge(self) -> Response:
+    def purge(self) -> Answer:
         """Drop many for good: by id, or a page of those that match."""
         body = letters.PURGE.decode(read_body(letters.BODY_BYTES) or b"{}")
         letters.check_choice(body, "purge")
@@ -96,7 +96,7 @@ def _key() -> str:
     return bodies.checked_key(request.headers.get(bodies.KEY_HEADER)) or ""
 
 
-def _moved(moved: list[str], refused: dict[str, BananasError], cursor: str | None) -> Response:
+def _moved(moved: list[str], refused: dict[str, BananasError], cursor: str | None) -> Answer:
     told = [{"id": job_id, "code": e.code, "detail": str(e)} for job_id, e in refused.items()]
     return json_answer({"moved": moved, "refused": told, "cursor": cursor})
 

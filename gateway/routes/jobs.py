@@ -15,7 +15,8 @@ from bananas.queue import Queue
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from gateway import auth, batch, bodies, hangup, lists, records
-from gateway.answers import json_answer
+from gateway.answers import JSON, Answer, json_answer
+from gateway.asked import current
 from gateway.callbacks import CallbackRoutes
 from gateway.follow import Followers
 from gateway.forms import only
@@ -68,7 +69,7 @@ class JobRoutes:
         routes.add_url_rule("/jobs/<job:job_id>/logs", view_func=self.logs, methods=["GET"])
         return routes
 
-    def page(self) -> Response:
+    def page(self) -> Answer:
         """Jobs that match, newest first; of a token's own functions only."""
         query = lists.query(request.args)
         auth.require_function(query.function)
@@ -76,11 +77,12 @@ class JobRoutes:
         found = self._lists.page(wanted, query.cursor, query.limit)
         return json_answer({"jobs": [lists.public(job) for job in found.jobs], "cursor": found.cursor})
 
-    def submit(self) -> Response:
+    def submit(self) -> Answer:
         """202 once the job is in Redis; 200 when an earlier one with its unique key is."""
         raw = read_body(LIMITS.payload_bytes + bodies.ENVELOPE_BYTES, what="job with its payload")
-        trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
-        job = self._accepted(bodies.new_job(raw, request.headers.get(bodies.KEY_HEADER), trace))
+        asked = current()
+        trace = bodies.trace(asked.header(bodies.TRACE_HEADER))
+        job = self._accepted(bodies.new_job(raw, asked.header(bodies.KEY_HEADER), trace))
         queued = self._queue.enqueue(job)
         location = {"Location": f"/jobs/{queued.id}"}
         return json_answer(_public(job, queued), 200 if queued.duplicate else 202, location)
@@ -91,16 +93,17 @@ class JobRoutes:
         self._callbacks.check(job.callback_url)
         return auth.metered(job)
 
-    def submit_many(self) -> Response:
+    def submit_many(self) -> Answer:
         """One answer for each job: 202 when all were taken, else 207."""
-        if bodies.KEY_HEADER in request.headers:
+        asked = current()
+        if asked.header(bodies.KEY_HEADER) is not None:
             raise InvalidRequest(f"{bodies.KEY_HEADER} cannot stand for a batch; give each of its jobs a unique_key")
-        trace = bodies.trace(request.headers.get(bodies.TRACE_HEADER))
+        trace = bodies.trace(asked.header(bodies.TRACE_HEADER))
         items = batch.items(read_body(LIMITS.batch_bytes, what="batch"), self._accepted, trace)
         body, status = batch.answer(batch.submit(self._queue, items), _public, self._registry.names)
         return json_answer(body, status)
 
-    def show(self, job_id: str) -> Response:
+    def show(self, job_id: str) -> Answer:
         """The record; with ``?wait=`` once the job is over or the time is."""
         only(request.args, "wait")
         self._check(job_id)
@@ -109,7 +112,7 @@ class JobRoutes:
             try:
                 self._await(job_id, seconds)
             except hangup.ClientGone:
-                return Response(status=_CLIENT_CLOSED)
+                return Answer(b"", _CLIENT_CLOSED)
         record = self._queue.show(job_id)
         logs = self._queue.logs_of(record) if records.has_logs(record) else {}
         return json_answer(records.public(record, logs, self._live.hold_up(record)))
@@ -127,7 +130,7 @@ class JobRoutes:
             waiter.ask()
             waiter.wait(seconds)
 
-    def cancel(self, job_id: str) -> Response:
+    def cancel(self, job_id: str) -> Answer:
         """Cancel it wherever it is; one that is cancelled already stays so, as for a client that asks again."""
         self._check(job_id)
         try:
@@ -137,12 +140,12 @@ class JobRoutes:
                 raise
         return json_answer({"id": job_id, "status": "cancelled"})
 
-    def payload(self, job_id: str) -> Response:
+    def payload(self, job_id: str) -> Answer:
         """What it is called with, as it was sent."""
         self._check(job_id)
-        return Response(self._queue.payload(job_id), content_type="application/json")
+        return Answer(self._queue.payload(job_id), media=JSON)
 
-    def logs(self, job_id: str) -> Response:
+    def logs(self, job_id: str) -> Answer | Response:
         """Everything that every attempt printed, oldest first; with ``?follow=1`` as events until the job is over."""
         only(request.args, "follow")
         self._check(job_id)
@@ -152,7 +155,7 @@ class JobRoutes:
             return Response(events, content_type="text/event-stream", headers={"Cache-Control": "no-store"})
         texts = self._queue.logs(job_id).values()
         text = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in texts)
-        return Response(text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
+        return Answer(text, headers=[("X-Content-Type-Options", "nosniff")], media="text/plain; charset=utf-8")
 
 
 def _public(job: NewJob, queued: Enqueued) -> dict[str, Any]:

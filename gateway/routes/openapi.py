@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from gateway import openapi
+from gateway.answers import JSON, Answer
 
 
 class OpenApiRoutes:
@@ -19,9 +20,9 @@ class OpenApiRoutes:
         routes.add_url_rule("/openapi.json", view_func=self.document, methods=["GET"])
         return routes
 
-    def document(self) -> Response:
+    def document(self) -> Answer:
         """OpenAPI 3.1."""
-        return Response(_document(), content_type="application/json")
+        return Answer(_document(), media=JSON)
 
 
 @cache

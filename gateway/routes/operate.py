@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from bananas.health import Check, Health
 from bananas.metrics import CONTENT_TYPE
@@ -13,7 +13,7 @@ from bananas.queue import LaneDepth, Queue
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import PoolSpec
 from gateway import bodies, live
-from gateway.answers import iso, json_answer
+from gateway.answers import Answer, iso, json_answer
 from gateway.guard import read_body
 from gateway.metrics import Scraper
 from gateway.problems import problem
@@ -42,7 +42,7 @@ class OperateRoutes:
         routes.add_url_rule("/metrics", view_func=self.metrics, methods=["GET"])
         return routes
 
-    def pools(self) -> Response:
+    def pools(self) -> Answer:
         """Every pool with what waits and runs in it."""
         pools, runners = self._registry.pools(), self._registry.runners()
         queued: dict[str, dict[str, int]] = {name: {} for name in pools}
@@ -63,26 +63,26 @@ class OperateRoutes:
         ]
         return json_answer({"pools": listed})
 
-    def put_pool(self, name: str) -> Response:
+    def put_pool(self, name: str) -> Answer:
         """Create or change a pool."""
         bodies.checked_name(name, "pool")
         changed = self._registry.put_pool(name, PoolSpec.decode(read_body(_POOL_BYTES, what="pool")))
         return json_answer({"name": name, "changed": changed})
 
-    def runtimes(self) -> Response:
+    def runtimes(self) -> Answer:
         """What runners can run each runtime with, and the ABI that deploys install for."""
         found = self._registry.runtimes()
         return json_answer({"runtimes": {k: {**msgspec.structs.asdict(v), "abi": v.abi} for k, v in found.items()}})
 
-    def runners(self) -> Response:
+    def runners(self) -> Answer:
         """Every live runner."""
         return json_answer({"runners": [_public(runner) for runner in self._registry.runners()]})
 
-    def healthz(self) -> Response:
+    def healthz(self) -> Answer:
         """200 while this process answers, whatever Redis does."""
         return json_answer({"status": "ok"})
 
-    def readyz(self) -> Response:
+    def readyz(self) -> Answer:
         """200 when jobs can be taken and kept; warnings are told but do not count."""
         checks = self._health.check()
         if failed := [check for check in checks if check.status == "failed"]:
@@ -108,9 +108,9 @@ class OperateRoutes:
             found.append(Check("runners", "warning", f"no live runner serves {_list(queued, waiting)}; {steps}"))
         return found
 
-    def metrics(self) -> Response:
+    def metrics(self) -> Answer:
         """Prometheus text, from Redis at this moment."""
-        return Response(self._scraper.text(), content_type=CONTENT_TYPE)
+        return Answer(self._scraper.text(), media=CONTENT_TYPE)
 
 
 def _totals(depths: list[LaneDepth]) -> dict[str, int]:

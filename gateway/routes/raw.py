@@ -6,11 +6,12 @@ own word on where the request comes from is checked (``guard.check_origin``).
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, request
 from werkzeug.routing import PathConverter
 
 from bananas.settings import LIMITS
 from gateway import bodies, httpevent
+from gateway.answers import Answer
 from gateway.guard import ANY, check_origin, read_body, too_large
 from gateway.invoke import PROBLEMS, Invoker
 from gateway.problems import problem
@@ -27,20 +28,16 @@ class Rest(PathConverter):
 class RawTelling:
     """The handler's answer; failures are problems."""
 
-    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Response:
+    def result(self, function: str, result: bytes, headers: dict[str, str]) -> Answer:
         """What the handler said, under the headers that keep it apart from the gateway."""
         try:
             said = httpevent.answer(result)
         except httpevent.BadAnswer as e:
             detail = f"{function!r} returned an HTTP answer that cannot be sent: {e}"
             return problem("bad-answer", detail, headers=headers, job=headers.get("Bananas-Job-Id"))
-        answer = Response(said.body, said.status)
-        answer.headers.pop("Content-Type", None)
-        for name, value in [*said.headers, *httpevent.ISOLATION.items(), *headers.items()]:
-            answer.headers.add(name, value)
-        return answer
+        return Answer(said.body, said.status, [*said.headers, *httpevent.ISOLATION.items(), *headers.items()])
 
-    def failure(self, function: str, job_id: str, attempt: AttemptReport, headers: dict[str, str]) -> Response:
+    def failure(self, function: str, job_id: str, attempt: AttemptReport, headers: dict[str, str]) -> Answer:
         """As for every other call."""
         return PROBLEMS.failure(function, job_id, attempt, headers)
 
@@ -71,7 +68,7 @@ class RawRoutes:
             )
         return routes
 
-    def call(self, name: str, path: str = "") -> Response:
+    def call(self, name: str, path: str = "") -> Answer:
         """One request, one attempt."""
         if not self._has_tokens:
             check_origin()

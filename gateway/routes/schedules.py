@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from bananas.errors import InvalidRequest
 from bananas.schedules import Schedule, Schedules
 from gateway import bodies
-from gateway.answers import iso, json_answer
+from gateway.answers import Answer, iso, json_answer
 from gateway.guard import read_body
 
 _BODY_BYTES = 16 * 1024
@@ -29,18 +29,18 @@ class ScheduleRoutes:
         routes.add_url_rule("/schedules/<function>/resume", view_func=self.resume, methods=["POST"])
         return routes
 
-    def all(self) -> Response:
+    def all(self) -> Answer:
         """Every schedule, with its next five slots."""
         return json_answer({"schedules": [_public(schedule) for schedule in self._schedules.list()]})
 
-    def pause(self, function: str) -> Response:
+    def pause(self, function: str) -> Answer:
         """Let nothing fire until it is resumed."""
         bodies.checked_name(function, "function")
         _check_body()
         changed = self._schedules.pause(function)
         return json_answer({"function": function, "paused": True, "changed": changed})
 
-    def resume(self, function: str) -> Response:
+    def resume(self, function: str) -> Answer:
         """Go on from now."""
         bodies.checked_name(function, "function")
         _check_body()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from bananas.errors import SecretInUse, UnknownSecret
 from bananas.registry import Registry
 from bananas.secrets import SecretInfo, Secrets, check_name
 from bananas.settings import LIMITS
-from gateway.answers import empty_answer, iso, json_answer
+from gateway.answers import Answer, empty_answer, iso, json_answer
 from gateway.guard import OCTETS, read_body
 
 
@@ -29,18 +29,18 @@ class SecretRoutes:
         routes.add_url_rule("/secrets/<name>", view_func=self.remove, methods=["DELETE"])
         return routes
 
-    def all(self) -> Response:
+    def all(self) -> Answer:
         """Names, when each was set, and which functions need it."""
         users = self._users()
         return json_answer({"secrets": [_public(info, users.get(info.name, [])) for info in self._secrets.list()]})
 
-    def put(self, name: str) -> Response:
+    def put(self, name: str) -> Answer:
         """Keep a value; sandboxes started from now on get it."""
         check_name(name)
         info, changed = self._secrets.put(name, read_body(LIMITS.secret_bytes, OCTETS, "secret"))
         return json_answer({"name": name, "version": info.version, "changed": changed})
 
-    def remove(self, name: str) -> Response:
+    def remove(self, name: str) -> Answer:
         """Forget a value, unless a deployed function needs it."""
         check_name(name)
         if users := self._users().get(name):

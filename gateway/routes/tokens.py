@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from bananas.errors import InvalidRequest, UnknownToken
 from bananas.spec import Name, rate_of
 from bananas.tokens import SCOPES, Scope, Token, Tokens
 from bananas.units import parse_time_ms
-from gateway.answers import empty_answer, iso, json_answer
+from gateway.answers import Answer, empty_answer, iso, json_answer
 from gateway.forms import Form
 from gateway.guard import read_body
 
@@ -57,11 +57,11 @@ class TokenRoutes:
         routes.add_url_rule("/tokens/<token_id>", view_func=self.remove, methods=["DELETE"])
         return routes
 
-    def all(self) -> Response:
+    def all(self) -> Answer:
         """Every token, without its text."""
         return json_answer({"tokens": [_public(token) for token in self._tokens.all()]})
 
-    def create(self) -> Response:
+    def create(self) -> Answer:
         """A new token with its text."""
         body = _FORM.decode(read_body(_BODY_BYTES, what="token"))
         try:
@@ -72,7 +72,7 @@ class TokenRoutes:
         token, text = self._tokens.create(body.name, body.scopes, body.functions, ttl_s, rate)
         return json_answer({**_public(token), "token": text}, 201, {"Cache-Control": "no-store"})
 
-    def remove(self, token_id: str) -> Response:
+    def remove(self, token_id: str) -> Answer:
         """Take a token back."""
         if not self._tokens.remove(token_id):
             raise UnknownToken(f"no token has the id {token_id[:60]!r}")

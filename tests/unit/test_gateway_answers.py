@@ -16,13 +16,19 @@ from bananas import errors
 from bananas.job import JobRecord, JobState
 from bananas.settings import LIMITS
 from gateway import guard, listen, problems, records
+from gateway.app import Gateway
+from gateway.asked import Asked, begin
+
+#: Of a request whose body is JSON.
+BODY = {"REQUEST_METHOD": "POST", "PATH_INFO": "/body", "CONTENT_TYPE": "application/json"}
 
 
 @pytest.fixture
 def app() -> Flask:
     """An app with routes that fail in every way, and one that reads a body of at most 100 bytes."""
-    app = Flask("test")
-    problems.register(app)
+    app = Gateway("test")
+    app.before_request(lambda: begin(request.environ) and None)
+    app.register_error_handler(Exception, problems.of)
 
     def fail(error: Exception):
         raise error
@@ -101,18 +107,16 @@ def test_a_large_body_is_refused_before_it_is_read(app):
     answer = client.post("/body", data=b"x" * 101, content_type="application/json")
     assert (answer.status_code, answer.get_json(force=True)["code"]) == (413, "too-large")
     assert "the note has 101 bytes; the limit is 100 bytes" in answer.get_json(force=True)["detail"]
-    with app.test_request_context("/body", method="POST", content_type="application/json"):
-        request.environ.update({"wsgi.input": Endless(), "wsgi.input_terminated": True})
-        with pytest.raises(errors.PayloadTooLarge, match="larger than allowed; the limit is 100 bytes"):
-            guard.read_body(100)
+    begin({**BODY, "wsgi.input": Endless(), "wsgi.input_terminated": True})
+    with pytest.raises(errors.PayloadTooLarge, match="larger than allowed; the limit is 100 bytes"):
+        guard.read_body(100)
 
 
-def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one(app):
+def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one():
     """12345 whose end was lost with the connection must not become the payload 123."""
-    with app.test_request_context("/body", method="POST", content_type="application/json"):
-        request.environ.update({"CONTENT_LENGTH": "5", "wsgi.input": io.BytesIO(b"123"), "wsgi.input_terminated": True})
-        with pytest.raises(ClientDisconnected):
-            guard.read_body(100)
+    begin({**BODY, "CONTENT_LENGTH": "5", "wsgi.input": io.BytesIO(b"123"), "wsgi.input_terminated": True})
+    with pytest.raises(ClientDisconnected):
+        guard.read_body(100)
 
 
 class Endless:
@@ -128,8 +132,7 @@ class Endless:
 )
 def test_loopback_names_are_served(host):
     """Every way to write this machine."""
-    with Flask("test").test_request_context(headers={"Host": host}):
-        guard.host_check(())()
+    guard.host_check(())(Asked({"HTTP_HOST": host}))
 
 
 @pytest.mark.parametrize(
@@ -138,11 +141,8 @@ def test_loopback_names_are_served(host):
 )
 def test_other_names_are_refused(host):
     """A DNS name that somebody pointed at 127.0.0.1 is not this machine's name."""
-    with (
-        Flask("test").test_request_context(environ_overrides={"HTTP_HOST": host}),
-        pytest.raises(errors.HostNotAllowed),
-    ):
-        guard.host_check(())()
+    with pytest.raises(errors.HostNotAllowed):
+        guard.host_check(())(Asked({"HTTP_HOST": host}))
 
 
 def record(**fields: object) -> JobRecord:
