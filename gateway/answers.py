@@ -5,9 +5,12 @@ Stored JSON (results, errors) goes into an answer as ``msgspec.Raw``, so it is n
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
+from wsgiref.handlers import format_date_time
 
 import msgspec
 from werkzeug.http import HTTP_STATUS_CODES
@@ -39,11 +42,37 @@ class Answer:
 
     def __call__(self, _environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         """WSGI."""
-        start_response(status_line(self.status), [*self.lines(), ("Content-Length", str(len(self.body)))])
+        start_response(_status_line(self.status), [*self.lines(), ("Content-Length", str(len(self.body)))])
         return [self.body]
 
+    def head(self, version: tuple[int, int], server: str, *, closes: bool) -> bytes:
+        """The bytes that gunicorn would write in front of its body. Not for HEAD, nor for a status that has no body.
 
-def status_line(status: int) -> str:
+        Args:
+            version: of HTTP, as in the request.
+            server: what the server calls itself.
+            closes: the connection ends after it.
+        """
+        lines = [
+            f"HTTP/{version[0]}.{version[1]} {_status_line(self.status)}",
+            f"Server: {server}",
+            f"Date: {_date(int(time.time()))}",
+            f"Connection: {'close' if closes else 'keep-alive'}",
+            *[f"{name}: {value}" for name, value in self.lines()],
+            f"Content-Length: {len(self.body)}",
+        ]
+        head = "\r\n".join(lines)
+        if not head.count("\n") == head.count("\r") == len(lines) - 1:
+            raise ValueError(f"a header of the answer has more than one line: {lines[4:]}")
+        return head.encode("latin-1") + b"\r\n\r\n"
+
+
+@functools.lru_cache(maxsize=1)
+def _date(unix_s: int) -> str:
+    return format_date_time(unix_s)
+
+
+def _status_line(status: int) -> str:
     """Such as ``202 ACCEPTED``."""
     return _LINES.get(status) or f"{status} UNKNOWN"
 

@@ -33,12 +33,13 @@ class Direct:
         self._front = front
         self._calls = calls
         self._invoke = invoke
-        self._flask = flask
+        #: The way of all other requests, once ``answer`` has seen them.
+        self.flask = flask
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """WSGI."""
         answer = self.answer(environ)
-        return self._flask(environ, start_response) if answer is None else answer(environ, start_response)
+        return self.flask(environ, start_response) if answer is None else answer(environ, start_response)
 
     def answer(self, environ: dict[str, Any]) -> Answer | None:
         """The whole answer; None: nothing was done but to begin, and Flask must go on."""

@@ -8,7 +8,6 @@ job goes on, and who comes with the same key waits for the same job.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -27,6 +26,8 @@ from gateway.wait import Waiter, Waiters
 
 #: Versions whose loading time is remembered; a version never changes.
 _VERSIONS: Final = 1000
+#: Most calls are over by then; only for those that are not, their client is watched.
+_UNWATCHED_S: Final = 0.02
 #: nginx's status for a client that did not wait; nobody reads it.
 _CLIENT_CLOSED: Final = 499
 
@@ -114,23 +115,21 @@ class Invoker:
             unique_key=key,
             traceparent=traceparent,
             is_sync=True,
+            reply_to=self._waiters.reply_list,
         )
         job = auth.metered(job)
         if key is not None and not self._queue.is_taken(function, key):
             # Before it is queued: the key would go on standing for a call that could not be.
             self._check_served(function, self._registry.current(function).spec.pool, fresh=True)
-        with ExitStack() as stack:
-            waiter = stack.enter_context(self._waiters.expect(job.id))
-            stack.enter_context(hangup.watched(environ, waiter.abandon))
+        with self._waiters.expect(job.id) as waiter:
             queued = waiter.submit(job)
             try:
                 if queued.duplicate:
-                    waiter = self._join(queued, waiter, stack, environ)
-                elif not waiter.is_over:
-                    self._check_served(function, queued.pool)
-                reply = waiter.wait(0 if waiter.is_over else self._budget_s(function, queued))
-                if reply is None:
-                    reply = self._overdue(waiter, key)
+                    reply = self._join(function, queued, environ, key)
+                else:
+                    if not waiter.is_over:
+                        self._check_served(function, queued.pool)
+                    reply = self._reply(function, queued, waiter, environ, key)
             except hangup.ClientGone:
                 self._cancel(queued.id, key)
                 return Answer(b"", _CLIENT_CLOSED)
@@ -145,14 +144,21 @@ class Invoker:
             answer.headers.append(("Bananas-Duplicate", "true"))
         return answer
 
-    def _join(self, queued: Enqueued, own: Waiter, stack: ExitStack, environ: dict[str, Any]) -> Waiter:
+    def _join(self, function: str, queued: Enqueued, environ: dict[str, Any], key: str | None) -> Reply | None:
         """Wait for an earlier call with the same key instead of for one's own job, which is not there."""
-        waiter = stack.enter_context(self._waiters.expect(queued.id))
-        if own.is_over:
-            own.wait(0)  # its client went meanwhile
-        stack.enter_context(hangup.watched(environ, waiter.abandon))
-        waiter.ask()
-        return waiter
+        with self._waiters.expect(queued.id) as waiter:
+            waiter.ask()
+            return self._reply(function, queued, waiter, environ, key)
+
+    def _reply(
+        self, function: str, queued: Enqueued, waiter: Waiter, environ: dict[str, Any], key: str | None
+    ) -> Reply | None:
+        """The end of the job; None when all the time for it is over. Raises ClientGone."""
+        reply = waiter.wait(_UNWATCHED_S)
+        if reply is None:
+            with hangup.watched(environ, waiter.abandon):
+                reply = waiter.wait(self._budget_s(function, queued))
+        return self._overdue(waiter, key) if reply is None else reply
 
     def _check_served(self, function: str, pool: str, *, fresh: bool = False) -> None:
         if not self._live.serve(pool, fresh=fresh):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.http import wsgi  # type: ignore[import-untyped]
 
 from bananas import events
+
+if TYPE_CHECKING:  # the master imports this file before anything is patched
+    from gateway.direct import Direct
 
 #: A body above this is not copied behind its head; the second write costs less than that.
 _COPIED_BYTES: Final = 64 * 1024
@@ -37,39 +40,35 @@ class Gathering:
         if self._held and len(data) > _COPIED_BYTES:
             self.flush()
         held, self._held = self._held, b""
-        self._sock.sendall(held + data if held else data)
+        send(self._sock, held + data if held else data)
 
     def flush(self) -> None:
         """Send what is kept, if anything is."""
         if self._held:
             held, self._held = self._held, b""
-            self._sock.sendall(held)
+            send(self._sock, held)
 
 
-def serve(
-    app: Callable[..., Any], req: Any, sock: socket.socket, addr: Any, server: Any, cfg: Any, *, last: bool
-) -> None:
-    """Run the WSGI app and write what it answers; raises StopIteration when the connection is to be closed then.
+def serve(app: Direct, req: Any, sock: socket.socket, addr: Any, server: Any, cfg: Any, *, last: bool) -> None:
+    """Answer a request; raises StopIteration when the connection is to be closed then.
 
     ``last``: no other request is taken on it.
     """
-    _, environ = wsgi.create(req, sock, addr, server, cfg)
-    environ["wsgi.multithread"] = True
     out = Gathering(sock)
-    answer = wsgi.Response(req, out, cfg)
+    answer, environ = wsgi.create(req, sock, addr, server, cfg)
+    answer.sock = out
+    environ["wsgi.multithread"] = True
     if last:
         answer.force_close()
     try:
-        pieces = app(environ, answer.start_response)
-        out.holds = answer.response_length is not None
-        try:
-            for piece in pieces:
-                answer.write(piece)
-            answer.close()
-            out.flush()
-        finally:
-            if hasattr(pieces, "close"):
-                pieces.close()
+        whole = app.answer(environ)
+        if whole is not None:
+            answer.response_length = len(whole.body)
+            out.holds = True
+            out.sendall(whole.head(req.version, answer.version, closes=answer.should_close()))
+            out.sendall(whole.body)
+        else:
+            _relay(app.flask, environ, answer, out)
     except OSError:
         raise  # the client has gone; gunicorn looks which way
     except Exception as e:
@@ -82,3 +81,24 @@ def serve(
         raise StopIteration from e
     if answer.should_close():
         raise StopIteration
+
+
+def _relay(app: Callable[..., Any], environ: dict[str, Any], answer: Any, out: Gathering) -> None:
+    """Run a WSGI app and write what it answers."""
+    pieces = app(environ, answer.start_response)
+    out.holds = answer.response_length is not None
+    try:
+        for piece in pieces:
+            answer.write(piece)
+        answer.close()
+        out.flush()
+    finally:
+        if hasattr(pieces, "close"):
+            pieces.close()
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    """All of it: in one call of the kernel where gevent's ``sendall`` asks for the size of the buffer first."""
+    sent = sock.send(data)
+    if sent < len(data):
+        sock.sendall(memoryview(data)[sent:])

@@ -10,7 +10,6 @@ Everything here runs in one gevent hub: code between two calls to Redis is never
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,10 +44,12 @@ class Waiter:
     def submit(self, job: NewJob) -> Enqueued:
         """Enqueue the job of this waiter and wait for its end; raises what ``Queue.enqueue`` raises.
 
+        Its ``reply_to`` must be the owner's reply list.
+
         When the answer is a duplicate, this job is not there; somebody else must wait for the other one.
         """
         epoch = self._owner.epoch
-        enqueued = self._owner.queue.enqueue(dataclasses.replace(job, reply_to=self._owner.reply_list))
+        enqueued = self._owner.queue.enqueue(job)
         self.is_registered = not enqueued.duplicate
         if self._owner.epoch != epoch and self.is_registered:
             self.ask()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,8 +46,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Connections between two requests.
-        self._idle: set[socket.socket] = set()
+        #: Connections between two requests, and since when, by the monotonic clock.
+        self._idle: dict[socket.socket, float] = {}
         self._stopping_since_s: float | None = None
         self._told_to_stop: Event | None = None
 
@@ -85,21 +86,21 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """One connection."""
-        self._idle.add(client)
+        self._idle[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.discard(client)
+            self._idle.pop(client, None)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         """One request on it."""
-        self._idle.discard(sock)
+        self._idle.pop(sock, None)
         try:
-            serve(self.wsgi, req, sock, addr, listener_name, self.cfg, last=not self.alive)
+            serve(self.wsgi.wsgi_app, req, sock, addr, listener_name, self.cfg, last=not self.alive)
         except (GreenletExit, SystemExit):
             self.log.debug("a request was ended with its process")
         finally:
-            self._idle.add(sock)
+            self._idle[sock] = time.monotonic()
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """What could not be read as a request is answered; the connection is closed afterwards."""
@@ -121,20 +122,32 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Tell the master that this process lives; while stopping, help its requests to their end."""
         super().notify()
-        if not self.alive:
+        if self.alive:
+            self._end_idle(time.monotonic() - self.cfg.keepalive)
+        else:
             self._help_to_end()
+
+    def timeout_ctx(self) -> AbstractContextManager[None]:
+        """Around the reading of a request: no timer for each, since ``notify`` looks after all of them."""
+        return nullcontext()
+
+    def _end_idle(self, since_s: float) -> None:
+        """No more requests from connections that have waited since then, or longer."""
+        for connection, idle_since_s in list(self._idle.items()):
+            if idle_since_s > since_s:
+                break  # the later ones stand behind it
+            try:
+                # What has arrived is still read and answered; then the parser sees the end.
+                connection.shutdown(socket.SHUT_RD)
+            except OSError:
+                self._idle.pop(connection, None)  # it has ended by itself
 
     def _help_to_end(self) -> None:
         waiters: Waiters = self.wsgi.extensions["bananas.waiters"]
         now_s = time.monotonic()
         if self._stopping_since_s is None:
             self._stopping_since_s = now_s
-        for connection in list(self._idle):
-            try:
-                # What has arrived is still read and answered; then the parser sees the end.
-                connection.shutdown(socket.SHUT_RD)
-            except OSError:
-                self._idle.discard(connection)  # it has ended by itself
+        self._end_idle(now_s)
         waiters.let_go()
         if now_s - self._stopping_since_s >= self.cfg.graceful_timeout - ANSWER_S:
             waiters.stop()

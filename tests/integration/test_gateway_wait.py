@@ -56,7 +56,7 @@ def test_a_reply_lost_before_the_caller_knows_that_it_waits_is_asked_for(queue, 
         waiters.epoch += 1
 
     queue.meanwhile = end_and_lose_the_reply
-    job = NewJob("hello", b"1")
+    job = NewJob("hello", b"1", reply_to=waiters.reply_list)
     with waiters.expect(job.id) as waiter:
         waiter.submit(job)
         reply = waiter.wait(0)

@@ -16,6 +16,7 @@ from bananas import errors
 from bananas.job import JobRecord, JobState
 from bananas.settings import LIMITS
 from gateway import guard, listen, problems, records
+from gateway.answers import JSON, Answer
 from gateway.app import Gateway
 from gateway.asked import Asked, begin
 
@@ -181,3 +182,17 @@ def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_an_answer_s_head_is_one_line_for_each_header():
+    """Whoever brings a line break into a value does not add a header to the answer."""
+    answer = Answer(b"{}", 202, [("Location", "/jobs/1")], JSON)
+    lines = answer.head((1, 0), "us", closes=True).split(b"\r\n")
+    assert lines.pop(2).startswith(b"Date: ")
+    assert lines == [
+        *(b"HTTP/1.0 202 ACCEPTED", b"Server: us", b"Connection: close"),
+        *(b"Location: /jobs/1", b"Content-Type: application/json", b"Content-Length: 2", b"", b""),
+    ]
+    for text in ("a\nb: c", "a\rb: c", "a\r\nb: c"):
+        with pytest.raises(ValueError, match="more than one line"):
+            Answer(b"", 200, [("Location", text)]).head((1, 1), "us", closes=False)
