@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import gevent
 from gevent.event import Event
@@ -20,6 +21,7 @@ from bananas.errors import RedisUnavailable
 from bananas.job import Claim, Settlement
 from bananas.queue import Queue, Step
 from bananas.redis_client import BLOCK_S
+from runner.crew import Crew
 from runner.executor import Executor, Running
 from runner.heartbeat import InFlight
 from runner.pool import SandboxPool
@@ -59,6 +61,7 @@ class Worker(GreenletService):
         self._on_step = on_step
         self.free = free
         self._tally = tally or Tally()
+        self._crew = Crew(partial(on_crash, "attempt"))
         self._outbox: list[Settlement] = []
         self._wake = Event()
         self._drained = Event()
@@ -245,10 +248,7 @@ class Worker(GreenletService):
         pool = self._pools[claim.pool]
         # Now, not when the greenlet gets to run: the next step may be sent before that.
         pool.reserve()
-        greenlet = gevent.spawn(self._attempt, running, pool)
-        greenlet.link_exception(
-            lambda g: self._on_crash(f"attempt of job {claim.id}", g.exception or RuntimeError("no exception"))
-        )
+        self._crew.run(partial(self._attempt, running, pool))
 
     def _attempt(self, running: Running, pool: SandboxPool) -> None:
         claim = running.claim
