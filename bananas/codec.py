@@ -5,6 +5,8 @@ Called by ``bananas.queue`` and ``bananas.dead_letters`` only; the scripts' head
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +29,8 @@ from bananas.spec import RetrySpec
 from bananas.units import show_rate
 
 _RETRY = msgspec.json.Decoder(RetrySpec)
+#: Names of the histogram's buckets, in order.
+_BUCKETS: Final = (*map(str, keys.DURATION_BUCKETS_MS), "inf")
 #: How the scripts call a pending job that waits for its function's ``max_concurrency``.
 _PARKED: Final = "parked"
 #: The fields that ``record`` reads.
@@ -126,7 +130,7 @@ def settlement_args(s: Settlement) -> list[Any]:
 
 
 def _encode_attempt(attempt: Attempt) -> bytes:
-    # Dataclasses are encoded in the order of their fields, so the text starts with {"token": as the scripts need it.
+    # Structs are encoded in the order of their fields, so the text starts with {"token": as the scripts need it.
     return msgspec.json.encode(attempt)
 
 
@@ -136,16 +140,12 @@ def duration_bucket(run_ms: float) -> str:
     >>> duration_bucket(3.2), duration_bucket(10.0), duration_bucket(1e9)
     ('5', '10', 'inf')
     """
-    return next((str(bound) for bound in keys.DURATION_BUCKETS_MS if run_ms <= bound), "inf")
+    return _BUCKETS[bisect_left(keys.DURATION_BUCKETS_MS, run_ms)]
 
 
 def claim(raw: list[Any], now_ms: int) -> Claim:
     """A claim as ``step.lua`` gives it."""
     (job_id, token, fn, ver, pool, prio, payload, timeout, retry, failures, starts, enqueued_ms, ttl, maxr, *more) = raw
-    try:
-        policy = _RETRY.decode(retry)
-    except msgspec.DecodeError:  # written by another release: the job must not be lost for it
-        policy = RetrySpec()
     return Claim(
         id=job_id.decode(),
         token=token,
@@ -155,7 +155,7 @@ def claim(raw: list[Any], now_ms: int) -> Claim:
         priority=prio.decode(),
         payload=payload,
         timeout_ms=int(timeout),
-        retries=msgspec.structs.replace(policy, max=int(maxr)),
+        retries=_policy(retry, maxr),
         failures=int(failures),
         starts=int(starts),
         enqueued_at_ms=int(enqueued_ms),
@@ -163,6 +163,16 @@ def claim(raw: list[Any], now_ms: int) -> Claim:
         result_ttl_ms=int(ttl),
         traceparent=more[0].decode() if more else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _policy(retry: bytes, most: bytes) -> RetrySpec:
+    """A job's retries: those of its version, and how many it may have itself."""
+    try:
+        policy = _RETRY.decode(retry)
+    except msgspec.DecodeError:  # written by another release: the job must not be lost for it
+        policy = RetrySpec()
+    return msgspec.structs.replace(policy, max=int(most))
 
 
 def record(job_id: str, values: list[Any]) -> JobRecord | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 
 class Clock(Protocol):
     """``bananas.clock.SystemClock``; ``bananas.testing.ManualClock``."""
@@ -71,16 +73,16 @@ class Binding:
     command: tuple[str, ...] = ()
     #: How many calls may run in it at once.
     calls: int = 1
+    #: What a bound sandbox must agree in to serve the binding; hashable.
+    identity: tuple[object, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What a bound sandbox must agree in to serve the binding; hashable."""
+    def __post_init__(self) -> None:
+        """Once, since it is asked for with each call."""
         versions = sorted((name, secret.version) for name, secret in self.secrets.items())
-        return (self.function, self.version, *versions)
+        object.__setattr__(self, "identity", (self.function, self.version, *versions))
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(msgspec.Struct, frozen=True):
     """One call of a bound sandbox."""
 
     #: Unique among the calls of the sandbox; not 0.
@@ -96,8 +98,7 @@ class Invocation:
     token: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CallReply:
+class CallReply(msgspec.Struct, frozen=True):
     """The answer to one call: exactly one of ``result`` and ``error``."""
 
     #: JSON text.

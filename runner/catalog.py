@@ -42,6 +42,9 @@ class Catalog:
         self._is_doubtful = False
         self._versions: OrderedDict[tuple[str, str], Version] = OrderedDict()
         self.runtimes: dict[str, RuntimeInfo] = {}
+        #: The profile last made for a pool and an image, with what it was made of: equal ones are one object, so that
+        #: comparing them costs nothing.
+        self._profiles: dict[tuple[str, str, str], tuple[PoolSpec | None, RuntimeInfo, SandboxProfile]] = {}
         self.pools: dict[str, PoolSpec] = {}
 
     def version(self, function: str, version: str) -> Version:
@@ -114,4 +117,9 @@ class Catalog:
 
     def profile_on(self, pool: str, info: RuntimeInfo) -> SandboxProfile:
         """The profile of a stem of that runtime in the pool."""
-        return profile_of(pool, self.pools.get(pool, PoolSpec()), info.image, info.image_id, info.shim)
+        spec = self.pools.get(pool)
+        made = self._profiles.get((pool, info.image, info.shim))
+        if made is None or made[0] is not spec or made[1] is not info:
+            profile = profile_of(pool, spec or PoolSpec(), info.image, info.image_id, info.shim)
+            made = self._profiles[pool, info.image, info.shim] = (spec, info, profile)
+        return made[2]

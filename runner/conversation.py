@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import gevent
+from gevent import monkey
 
 from bananas.errors import ProtocolError, SandboxDied, SandboxError
 from bananas.protocols import Channel, ExitInfo
@@ -26,6 +27,7 @@ _EMPTY_FRAMES = 16
 #: The shim sends 5 frames of progress per second, counted from its begin, however long nobody read them.
 _PROGRESS_FRAMES, _PROGRESS_FRAMES_PER_S = 16, 10
 
+_new_lock = monkey.get_original("_thread", "allocate_lock")
 OnLog = Callable[[bytes], None]
 OnProgress = Callable[[bytes], None]
 
@@ -86,7 +88,10 @@ class Conversation:
         #: For what belongs to none of them, since the latest call; None while nothing came.
         self._stray: _Bounds | None = None
         self._sending = threading.Lock()
-        self._reading = threading.Lock()
+        #: Held by who reads. Nobody ever blocks on it, so it need not know of greenlets.
+        self._reading = _new_lock()
+        #: What wakes ``finish`` when another one has read until now.
+        self._finisher: threading.Event | None = None
         #: Why no answer can follow, once that is so.
         self._over: SandboxError | None = None
         #: True when calls may overlap: then output without a call id is that of every call that runs.
@@ -128,8 +133,7 @@ class Conversation:
         deadline_s = time.monotonic() + timeout_s
         try:
             self._channel.half_close()
-            # Another one that reads at the moment comes to the end itself.
-            if self._reading.acquire(timeout=timeout_s):
+            if self._may_read(deadline_s):
                 try:
                     while True:
                         self._take(self._reader.read(max(0.0, deadline_s - time.monotonic())), on_log)
@@ -142,6 +146,15 @@ class Conversation:
             self._wake()
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    def _may_read(self, deadline_s: float) -> bool:
+        """Wait until nobody else reads; False at the deadline. Who reads at the moment comes to the end itself."""
+        stopped = self._finisher = threading.Event()
+        while not self._reading.acquire(False):
+            if not stopped.wait(max(0.0, deadline_s - time.monotonic())):
+                return False
+            stopped.clear()
+        return True
 
     def _check(self) -> None:
         """Raise what ended it, if something did."""
@@ -174,7 +187,7 @@ class Conversation:
     def _wait(self, line: _Line, deadline_s: float) -> framing.Frame:
         while line.answer is None:
             self._check()
-            if self._reading.acquire(blocking=False):
+            if self._reading.acquire(False):
                 try:
                     self._check()  # who read before may have found the end, after the look above
                     self._read_for(line, deadline_s)
@@ -202,6 +215,8 @@ class Conversation:
 
     def _wake(self) -> None:
         """Let another one read; at the end, let all of them see it."""
+        if self._finisher is not None:
+            self._finisher.set()
         for line in list(self._lines.values()):
             if line.is_waiting and line.wake is not None:
                 line.wake.set()

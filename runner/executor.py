@@ -28,10 +28,10 @@ from bananas.job import Attempt, Claim, Outcome, Settlement
 from bananas.protocols import CallReply, Clock, ExitInfo, HandlerLoadError, Invocation, SandboxProfile, Secret
 from bananas.settings import LIMITS
 from bananas.spec import Version
-from runner.masking import Mask
+from runner.masking import NO_MASK, Mask
 from runner.pool import SandboxPool
 from runner.reasons import EndReason, of_failure
-from runner.slot import Reuse, Seat, binding_of
+from runner.slot import Bindings, Seat
 
 GetVersion = Callable[[str, str], Version]
 GetProfile = Callable[[str, Version], SandboxProfile]
@@ -72,7 +72,7 @@ class Running:
     lease_seen_s: float
     seat: Seat | None = None
     logs: LogBuffer = field(default_factory=LogBuffer)
-    mask: Mask = field(default_factory=lambda: Mask({}))
+    mask: Mask = NO_MASK
     #: JSON text of the progress it told last, and of what the record is known to have of it.
     progress: bytes | None = None
     progress_kept: bytes | None = None
@@ -138,6 +138,7 @@ class Executor:
         self._rng = rng
         self._on_progress = on_progress
         self._engine_answers = engine_answers
+        self._bindings = Bindings()
 
     def run(self, running: Running, pool: SandboxPool) -> Settlement | None:
         """The attempt from claim to settlement; None when its lease was lost meanwhile.
@@ -155,7 +156,8 @@ class Executor:
                 version = self._versions(claim.function, claim.version)
                 profile = self._profiles(pool.name, version)
                 secrets = self._secrets(version)
-                running.mask = Mask(secrets)
+                if secrets:
+                    running.mask = Mask(secrets)
             finally:
                 pool.unreserve()
             reply = self._call(running, pool, version, profile, secrets, timings)
@@ -195,8 +197,8 @@ class Executor:
         if running.abandoned:
             raise SandboxDied("abandoned")
         claim, spec = running.claim, version.spec
-        binding = binding_of(version, secrets)
-        seat = running.seat = pool.acquire(profile, binding, Reuse.of(spec))
+        binding, reuse = self._bindings.of(version, secrets)
+        seat = running.seat = pool.acquire(profile, binding, reuse)
         timings["wait_sandbox_ms"] = seat.wait_ms
         if running.abandoned or seat.sandbox is None:
             raise SandboxDied("abandoned")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import struct
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -30,8 +29,7 @@ _BUFFER_BYTES = 68 * 1024
 _meta_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One message. ``call_id`` is 0 for what belongs to no call; ``body`` is raw bytes."""
 
     kind: int
@@ -42,9 +40,11 @@ class Frame:
 
 def encode(kind: int, call_id: int, meta: dict[str, Any], body: bytes) -> bytes:
     """The frame's bytes; raises ProtocolError when it would be larger than ``LIMITS.frame_bytes``."""
-    # json, not msgspec: this is read by any Python's json in the sandbox, and lone surrogates in an
-    # environment variable must arrive there as they are.
-    text = json.dumps(meta, separators=(",", ":")).encode() if meta else b"{}"
+    try:
+        text = msgspec.json.encode(meta) if meta else b"{}"
+    except UnicodeEncodeError:
+        # Lone surrogates in an environment variable: json in the sandbox makes of this what they were.
+        text = json.dumps(meta, separators=(",", ":")).encode()
     length = _REST_BYTES + len(text) + len(body)
     if length + _LENGTH_BYTES > LIMITS.frame_bytes:
         raise ProtocolError(
@@ -59,7 +59,7 @@ class FrameReader:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._resize(_BUFFER_BYTES)
         #: What is read but not yet returned lies between these two.
         self._start = 0
         self._end = 0
@@ -104,28 +104,29 @@ class FrameReader:
     def _take(self, total: int) -> Frame:
         _, kind, call_id, meta_bytes = _HEAD.unpack_from(self._buffer, self._start)
         body_at = self._start + _HEAD.size + meta_bytes
-        with memoryview(self._buffer) as view:
-            text = view[self._start + _HEAD.size : body_at]
-            body = bytes(view[body_at : self._start + total])
-            try:
-                meta = _meta_decoder.decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-                raise ProtocolError(f"the sandbox sent a frame of kind {kind} whose meta is no JSON object: {e}") from e
-            finally:
-                text.release()
+        try:
+            meta = _meta_decoder.decode(self._view[self._start + _HEAD.size : body_at])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise ProtocolError(f"the sandbox sent a frame of kind {kind} whose meta is no JSON object: {e}") from e
+        body = bytes(self._view[body_at : self._start + total])
         self._start += total
         if self._start == self._end:
             self._start = self._end = 0
             if len(self._buffer) > _BUFFER_BYTES:
-                self._buffer = bytearray(_BUFFER_BYTES)
+                self._resize(_BUFFER_BYTES)
         return Frame(kind, call_id, meta, body)
+
+    def _resize(self, size_bytes: int) -> None:
+        """Another buffer; what is in the old one is lost."""
+        self._buffer = bytearray(size_bytes)
+        self._view = memoryview(self._buffer)
 
     def _fill(self, needed: int, deadline: float) -> None:
         """Read once, into a buffer in which a frame of ``needed`` bytes has room."""
         if self._start + needed > len(self._buffer):
             kept = self._buffer[self._start : self._end]
             if needed > len(self._buffer):
-                self._buffer = bytearray(needed)
+                self._resize(needed)
             self._buffer[: len(kept)] = kept
             self._start, self._end = 0, len(kept)
         left_s = deadline - time.monotonic()
@@ -133,8 +134,7 @@ class FrameReader:
             raise TimeoutError("the sandbox sent no complete frame in time")
         try:
             self._channel.settimeout(left_s)
-            with memoryview(self._buffer) as view:
-                count = self._channel.recv_into(view[self._end :])
+            count = self._channel.recv_into(self._view[self._end :])
         except TimeoutError:
             raise TimeoutError("the sandbox sent no complete frame in time") from None
         except OSError as e:

@@ -36,6 +36,8 @@ class Mask:
 
     def text(self, text: bytes) -> bytes:
         """The text without the values."""
+        if not text:
+            return text
         for word in self._words:
             text = text.replace(word, _MASK)
         return text
@@ -79,3 +81,7 @@ def _words(values: Iterable[bytes]) -> set[bytes]:
     """Whole values, and the lines of those that have several."""
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
     return {part for part in parts if len(part) >= _SHORTEST}
+
+
+#: Of an attempt without secrets.
+NO_MASK: Final = Mask({})

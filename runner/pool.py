@@ -47,7 +47,7 @@ from runner.ledger import Ledger
 from runner.readiness import Readiness
 from runner.reasons import EndReason, Start, StartReason
 from runner.roster import Roster
-from runner.slot import Plan, Reuse, SandboxState, Seat, Slot, fits
+from runner.slot import Plan, Reuse, SandboxState, Seat, Slot
 from runner.slot import profile_of as profile_of
 from runner.supply import WAIT_S, Supply
 from runner.tally import Tally
@@ -334,7 +334,7 @@ class SandboxPool:
             return EndReason.MAX_LIFETIME
         if self._readiness.is_closed:
             return EndReason.SHUTDOWN
-        if slot.sandbox is None or not fits(slot.sandbox.profile, self.spec):
+        if not slot.fits(self.spec):
             return EndReason.POOL_CHANGED
         return EndReason.CAPACITY if not slot.seats and self._roster.places > self.spec.concurrency else None
 

@@ -22,7 +22,8 @@ class Roster:
     @property
     def places(self) -> int:
         """Those that are taken: one by each sandbox, and one by each call in it beyond the first."""
-        return len(self.slots) + sum(max(0, len(slot.seats) - 1) for slot in self._shared)
+        beside = sum(max(0, len(slot.seats) - 1) for slot in self._shared) if self._shared else 0
+        return len(self.slots) + beside
 
     @property
     def at_work(self) -> int:

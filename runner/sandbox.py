@@ -33,6 +33,7 @@ from runner.shims import SHIMS, Kit
 from runner.transport import SocketListener
 
 PROTOCOL = 1
+_ANSWERS = (framing.RESULT, framing.ERROR)
 #: From the engine's start call to the shim's connection.
 CONNECT_TIMEOUT_S = 20.0
 #: A container that has not connected after this long is looked at: it may have ended.
@@ -112,9 +113,12 @@ class DockerSandbox:
         if call.traceparent is not None:
             meta["traceparent"] = call.traceparent
         ask = framing.Frame(framing.INVOKE, call.call_id, meta, call.payload)
-        answers = (framing.RESULT, framing.ERROR)
-        with self.during(call.job_id, on_log):
-            frame = self._talk.ask(ask, answers, began + call.timeout_s, on_log, on_progress)
+        deadline_s = began + call.timeout_s
+        if self._relay is None:
+            frame = self._talk.ask(ask, _ANSWERS, deadline_s, on_log, on_progress)
+        else:
+            with self._relay.during(call.job_id, on_log):
+                frame = self._talk.ask(ask, _ANSWERS, deadline_s, on_log, on_progress)
         run_ms = (time.monotonic() - began) * 1000
         reusable = frame.meta.get("reusable", True) is True
         why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]

@@ -101,6 +101,8 @@ class Slot:
     ended_calls: int = 0
     dead: Event = field(default_factory=Event)
     exit: ExitInfo = field(default_factory=ExitInfo)
+    #: The pool's settings that it was last found to fit.
+    fitted: PoolSpec | None = None
     #: What the ledger holds for it, in MiB.
     memory_mb: int = 0
     #: Monotonic seconds by the pool's clock.
@@ -116,8 +118,14 @@ class Slot:
 
     def adopt(self, stem: Slot) -> None:
         """Take over the sandbox of a stem, which is not used any more."""
-        self.sandbox, self.memory_mb = stem.sandbox, stem.memory_mb
+        self.sandbox, self.memory_mb, self.fitted = stem.sandbox, stem.memory_mb, None
         stem.sandbox, stem.memory_mb = None, 0
+
+    def fits(self, spec: PoolSpec) -> bool:
+        """Do these settings of its pool still make such sandboxes? Looked into once for each settings."""
+        if self.sandbox is not None and self.fitted is not spec and fits(self.sandbox.profile, spec):
+            self.fitted = spec
+        return self.fitted is spec
 
     def has_room(self, now_s: float) -> bool:
         """May one more call begin in it?"""
@@ -171,6 +179,28 @@ class Seat:
         self.slot.retired = self.slot.retired or EndReason.ABANDONED
         if self.slot.sandbox is not None:
             self.slot.sandbox.interrupt()
+
+
+class Bindings:
+    """Made once for each version without secrets, whose values are not to be kept any longer than a call needs."""
+
+    _MOST = 2000
+
+    def __init__(self) -> None:
+        #: By function and version.
+        self._made: dict[tuple[str, str], tuple[Version, Binding, Reuse]] = {}
+
+    def of(self, version: Version, secrets: dict[str, Secret]) -> tuple[Binding, Reuse]:
+        """What binds a stem to the version with these secrets, and how far it may be used again."""
+        if secrets:
+            return binding_of(version, secrets), Reuse.of(version.spec)
+        made = self._made.get((version.function, version.version))
+        if made is None or made[0] is not version:
+            if len(self._made) >= self._MOST:
+                self._made.clear()
+            made = (version, binding_of(version, {}), Reuse.of(version.spec))
+            self._made[version.function, version.version] = made
+        return made[1], made[2]
 
 
 def profile_of(pool: str, spec: PoolSpec, image: str, image_id: str, shim: str = "python") -> SandboxProfile:

@@ -31,6 +31,7 @@ class Tally:
         self._told: Counter[str] = Counter()
         #: New as well, by the name in ``timings`` and the pool; put together when somebody asks.
         self._times: Durations[tuple[str, str]] = Durations()
+        self._starts: Counter[tuple[str, str, Start, StartReason]] = Counter()
         #: What only the runner itself tells.
         self._own: Counter[str] = Counter()
         self._attempts: Counter[tuple[str, str]] = Counter()
@@ -40,7 +41,7 @@ class Tally:
         self, pool: str, function: str, sandbox: str, start: Start, reason: StartReason, wait_ms: float
     ) -> None:
         """One start; ``function`` is empty for a stem."""
-        self._new[f"start:{pool}:{self._label(function)}:{start}:{reason}"] += 1
+        self._starts[pool, self._label(function), start, reason] += 1
         if start is not Start.WARM:
             events.SANDBOX_STARTED(
                 pool=pool,
@@ -94,6 +95,9 @@ class Tally:
         return self._told + self._new + self._own + attempts
 
     def _gather(self) -> None:
+        for (pool, function, start, reason), n in self._starts.items():
+            self._new[f"start:{pool}:{function}:{start}:{reason}"] += n
+        self._starts.clear()
         for (name, pool), counts, sum_us in self._times.take():
             if (phase := _TIMINGS.get(name)) is not None:
                 self._new.update({f"{phase}:{pool}:{bucket}": n for bucket, n in counts.items()})

@@ -1,7 +1,8 @@
 """The ``socket`` transport: the runner listens on a Unix socket in a sandbox's directory, the shim connects to it.
 
 It moves bytes and knows nothing of frames. It is ordinary blocking code: the runner has gevent patch ``socket``, which
-makes every call here cooperative. ``runner.sandbox`` is its user.
+makes every call here cooperative. There the channel itself is ``runner.green``'s, which does the same with less work.
+``runner.sandbox`` is the user.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 from gevent import monkey
 
 from bananas.errors import ConfigError
+from bananas.protocols import Channel
 from bananas.settings import LIMITS
+from runner.green import GreenChannel
 
 #: The kernel's own poll: with a timeout of 0 it cannot block, and gevent's would start a watcher for each look.
 _poll = monkey.get_original("select", "poll")
@@ -94,7 +97,7 @@ class SocketListener:
         self._path = path
         self._sock: socket.socket = listen_unix(path, backlog=1)
 
-    def accept(self, timeout_s: float) -> SocketChannel:
+    def accept(self, timeout_s: float) -> Channel:
         """The first connection; there cannot be a second one, since the listener is gone when this returns.
 
         Raises TimeoutError when none came within ``timeout_s``; the caller then closes the listener.
@@ -105,7 +108,7 @@ class SocketListener:
         except TimeoutError:
             raise TimeoutError(f"nothing connected to {self._path} within {timeout_s:g} s") from None
         self.close()
-        return SocketChannel(sock)
+        return GreenChannel(sock) if monkey.is_module_patched("socket") else SocketChannel(sock)
 
     def close(self) -> None:
         """Stop listening and remove the socket file. Idempotent."""

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import gevent
+import msgspec
 import pytest
 from gevent.event import Event
 
@@ -70,7 +71,7 @@ class Rig:
         runner = Executor(
             "r1", lambda *_: version, lambda *_: profile(), lambda _: {}, self.clock, Random(0), lambda _: None
         )
-        running = Running(replace(claim(job, event), **changes), 0.0)
+        running = Running(msgspec.structs.replace(claim(job, event), **changes), 0.0)
         self.pool.reserve()
         return running, gevent.spawn(runner.run, running, self.pool)
 

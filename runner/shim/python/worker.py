@@ -212,7 +212,7 @@ class Worker:
         self._logs.begin(call_id)
         self._progress.begin(call_id)
         try:
-            result = self._handler(json.loads(payload.decode()), self.context(meta))
+            result = self._handler(wire.decode_json(payload.decode()), self.context(meta))
             self.end_if_forked()
             body = self._encode(result)
         except BaseException as e:  # noqa: BLE001 - whatever the handler raises is its answer
