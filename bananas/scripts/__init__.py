@@ -7,6 +7,8 @@ does not know a script (fresh, or after SCRIPT FLUSH) is sent its text once.
 from __future__ import annotations
 
 import hashlib
+import re
+import textwrap
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -27,17 +29,21 @@ _FIXED: Final = [
     *(keys.SCHEDULE, keys.LEASES, keys.DEAD, keys.DONE, keys.COUNTERS, keys.POOLS_REV, keys.EXPIRING),
     *(keys.CALLBACKS, keys.CALLS),
 ]
-#: Those that make jobs; each holds a second library.
-_MAKERS: Final = ("enqueue", "fire")
+#: A line whose place the named libraries take.
+_USE: Final = re.compile(r"^( *)-- use: (.*)\n", re.MULTILINE)
+#: A definition of a library: from ``local`` at the begin of a line to the next one.
+_DEFINITION: Final = re.compile(r"^local .*\n(?:(?!local ).*\n)*", re.MULTILINE)
+_DEFINED: Final = re.compile(r"local (?:function )?([\w, ]+)")
+_WORD: Final = re.compile(r"\w+")
+_COMMENT: Final = re.compile(r"^ *--(?! use: ).*\n", re.MULTILINE)
 
 
 class Script:
-    """One script with the shared libraries in front of it."""
+    """One script with what it needs of the shared libraries."""
 
     def __init__(self, name: str) -> None:
-        folder = resources.files(__name__)
-        parts = ["_lib", *(["_create"] if name in _MAKERS else []), name]
-        self.text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in parts)
+        body = _with_libraries(_read(name))
+        self.text = _needed(_with_libraries(_read("_lib")), body) + body
         # Redis itself addresses scripts by SHA-1; nothing here depends on its strength.
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -47,6 +53,32 @@ class Script:
             return wire.call("EVALSHA", self.sha, len(keys), *keys, *args, repeatable=repeatable)
         except redis.exceptions.NoScriptError:
             return wire.call("EVAL", self.text, len(keys), *keys, *args, repeatable=repeatable)
+
+
+def _read(name: str) -> str:
+    """Without the comments, which would be sent and kept with each script."""
+    return _COMMENT.sub("", resources.files(__name__).joinpath(f"{name}.lua").read_text("utf-8"))
+
+
+def _with_libraries(text: str) -> str:
+    def used(use: re.Match[str]) -> str:
+        indent, names = use.groups()
+        library = "".join(_with_libraries(_read(name)) for name in names.split())
+        return textwrap.indent(_needed(library, text), indent)
+
+    return _USE.sub(used, text)
+
+
+def _needed(library: str, text: str) -> str:
+    """The definitions that the text names, and those that these name. A server makes the functions of a script anew at
+    each call, and for a short script that is a third of its work."""
+    words, needed = set(_WORD.findall(text)), []
+    for definition in reversed(_DEFINITION.findall(library)):
+        defined = _DEFINED.match(definition)
+        if defined and words & set(_WORD.findall(defined[1])):
+            needed.append(definition)
+            words |= set(_WORD.findall(definition))
+    return "".join(reversed(needed))
 
 
 @cache

@@ -1,4 +1,4 @@
--- How a job comes into being; put behind _lib.lua in front of the scripts that make jobs.
+-- How a job comes into being. Needs _lanes.
 
 -- A rate is a bucket of `burst` jobs that gets one more each `interval` ms; its key holds when it will be full (Unix
 -- ms), which is all there is to know. `m`: scope (token | function), name, interval, burst.
@@ -33,12 +33,15 @@ local function rates_of(j, interval, burst)
   return rates
 end
 
+-- What functions say of their jobs, each read once in a script.
+local functions = {}
+
 -- Why there is no room for a job now, as an answer of create(); nil when there is.
 local function no_room(j, pool, rates, now)
   local queued = queued_in(pool, j.fn)
   if queued >= tonumber(j.limit) then return 'queue_full', {'full', pool, queued} end
   if j.cb and j.cb ~= '' then
-    local untold = redis.call('ZCARD', K.callbacks)
+    local untold = redis.call('ZCARD', CALLBACKS)
     if untold >= tonumber(j.most_callbacks) then return 'callbacks_full', {'callbacks_full', untold} end
   end
   for _, m in ipairs(rates) do
@@ -49,6 +52,9 @@ local function no_room(j, pool, rates, now)
   end
   return nil
 end
+
+-- Fields that only some jobs have.
+local OPTIONAL = {'uniq', 'trace', 'cb', 'sync'}
 
 -- Create a job, with everything that its function says stamped on it at this moment: a later deploy never changes it.
 -- The same id twice creates one job, so a client may safely send it again after a lost connection; the same unique key
@@ -76,24 +82,25 @@ local function create(j)
     end
   end
 
-  local f = redis.call('HMGET', P .. 'fn:' .. j.fn, 'version', 'pool', 'priority', 'timeout', 'maxr', 'retry', 'ttl', 'allow',
-    'rate', 'burst')
-  if not f[1] then return {'unknown_function'} end
+  local f = functions[j.fn] or redis.call('HMGET', P .. 'fn:' .. j.fn, 'version', 'pool', 'priority', 'timeout', 'maxr',
+    'retry', 'ttl', 'allow', 'rate', 'burst')
+  functions[j.fn] = f
+  local ver, pool, prio, timeout, maxr, retry, ttl, allow = unpack(f, 1, 8)
+  if not ver then return {'unknown_function'} end
   if j.like and j.like ~= '' then
     local m = redis.call('HMGET', job_key(j.like), 'fn', 'ver', 'timeout', 'maxr', 'retry', 'ttl')
     if m[1] ~= j.fn then return {'unknown_model'} end
     if redis.call('EXISTS', version_key(j.fn, m[2])) == 0 then return {'version_gone', m[2]} end
-    f[1], f[4], f[5], f[6], f[7] = m[2], m[3], m[4], m[5], m[6]
+    ver, timeout, maxr, retry, ttl = unpack(m, 2, 6)
   end
-  local pool, prio = f[2], f[3]
   if j.pool ~= '' and j.pool ~= pool then
-    if not string.find(',' .. f[8] .. ',', ',' .. j.pool .. ',', 1, true) then
-      return {'unknown_pool', pool .. (f[8] ~= '' and (',' .. f[8]) or '')}
+    if not string.find(',' .. allow .. ',', ',' .. j.pool .. ',', 1, true) then
+      return {'unknown_pool', pool .. (allow ~= '' and (',' .. allow) or '')}
     end
     pool = j.pool
   end
   if j.prio ~= '' then prio = j.prio end
-  local timeout, maxr = tonumber(f[4]), tonumber(f[5])
+  timeout, maxr = tonumber(timeout), tonumber(maxr)
   if j.timeout ~= '' then timeout = math.min(timeout, tonumber(j.timeout)) end
   if j.maxr ~= '' then maxr = math.min(maxr, tonumber(j.maxr)) end
 
@@ -108,30 +115,33 @@ local function create(j)
 
   local state = due > now and 'scheduled' or 'pending'
   local expires = j.expires ~= '' and (now + tonumber(j.expires)) or 0
-  redis.call('HSET', key, 'fn', j.fn, 'ver', f[1], 'pool', pool, 'prio', prio, 'state', state, 'payload', j.payload,
-    'created', now, 'enqueued', math.max(now, due), 'due', due, 'timeout', timeout, 'maxr', maxr, 'retry', f[6],
-    'ttl', f[7], 'expires', expires, 'token', 0, 'failures', 0, 'losses', 0, 'starts', 0, 'waiters', j.reply)
-  -- A record of this id that ended by its own time may still be in the janitor's books. Not before the first write: the
-  -- one that a full Redis judges the script by.
-  redis.call('ZREM', K.done, j.id)
-  redis.call('ZREM', K.dead, j.id)
-  redis.call('ZREM', K.calls, j.id)
-  if j.like and j.like ~= '' then keep_version(j.fn, f[1], j.keep) end
-  if ukey then
-    redis.call('HSET', key, 'uniq', j.uniq)
-    redis.call('SET', ukey, unique_value(j.id, f[1], state, pool, timeout))
+  local given = {}
+  for _, name in ipairs(OPTIONAL) do
+    if j[name] and j[name] ~= '' then
+      given[#given + 1] = name
+      given[#given + 1] = j[name]
+    end
   end
-  if j.trace and j.trace ~= '' then redis.call('HSET', key, 'trace', j.trace) end
-  if j.cb and j.cb ~= '' then redis.call('HSET', key, 'cb', j.cb) end
-  if j.sync == '1' then redis.call('HSET', key, 'sync', 1) end
+  redis.call('HSET', key, 'fn', j.fn, 'ver', ver, 'pool', pool, 'prio', prio, 'state', state, 'payload', j.payload,
+    'created', now, 'enqueued', math.max(now, due), 'due', due, 'timeout', timeout, 'maxr', maxr, 'retry', retry,
+    'ttl', ttl, 'expires', expires, 'token', 0, 'failures', 0, 'losses', 0, 'starts', 0, 'waiters', j.reply,
+    unpack(given))
+  -- A record of this id that ended by its own time may still be in the janitor's books.
+  put('ZREM', DONE, j.id)
+  put('ZREM', DEAD, j.id)
+  put('ZREM', CALLS, j.id)
+  if j.like and j.like ~= '' then keep_version(j.fn, ver, j.keep) end
+  if ukey then redis.call('SET', ukey, unique_value(j.id, ver, state, pool, timeout)) end
   for _, m in ipairs(rates) do rate_take(m, now) end
-  if expires > 0 then redis.call('ZADD', K.expiring, expires, j.id) end
-  redis.call('ZADD', listed_key(j.fn), now, j.id)
+  if expires > 0 then put('ZADD', EXPIRING, expires, j.id) end
+  put('ZADD', listed_key(j.fn), now, j.id)
   count('enqueued:' .. j.fn)
   if state == 'scheduled' then
     schedule_push(pool, j.id, due)
+    grew(SCHEDULE)
   else
-    lane_push(pool, prio, j.id, false)
+    grew(lane_key(pool, prio))
+    lane_append(pool, prio, j.id)
   end
-  return {'ok', f[1], state, pool, tostring(timeout), 0, j.id}
+  return {'ok', ver, state, pool, tostring(timeout), 0, j.id}
 end

@@ -9,6 +9,7 @@
 -- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
 --          version:<function>@<version>, jobs:<function>, functions, pools
 -- returns  {kind, how many, ...} of what was repaired
+-- use: _lanes _parked _tell
 local LONG_LANE = 1000
 local now, keep_ms = now_ms(), tonumber(ARGV[3])
 local repaired = {}
@@ -29,7 +30,7 @@ end
 
 local function requeue(id, pool, prio, kind)
   redis.call('HSET', job_key(id), 'state', 'pending')
-  lane_push(pool, prio, id, true)
+  lane_push(pool, prio, id)
   note(kind)
 end
 
@@ -37,7 +38,7 @@ end
 local function clean(set)
   local gone = 0
   for _, id in ipairs(redis.call('SMEMBERS', set)) do
-    if not redis.call('ZSCORE', K.leases, id) then
+    if not redis.call('ZSCORE', LEASES, id) then
       redis.call('SREM', set, id)
       note('running')
       gone = gone + 1
@@ -71,27 +72,27 @@ local function look(id)
   local ended = state == 'completed' or state == 'cancelled' or state == 'failed'
   if ended then
     local finished = tonumber(j[8] or '') or now
-    local home = j[13] and K.calls or K.dead
+    local home = j[13] and CALLS or DEAD
     if state == 'failed' and not redis.call('ZSCORE', home, id) then
       redis.call('ZADD', home, finished, id)
       note('dead')
-    elseif state ~= 'failed' and not redis.call('ZSCORE', K.done, id) then
-      redis.call('ZADD', K.done, finished + tonumber(j[7]), id)
+    elseif state ~= 'failed' and not redis.call('ZSCORE', DONE, id) then
+      redis.call('ZADD', DONE, finished + tonumber(j[7]), id)
       note('done')
     end
-    if j[12] == 'pending' and redis.call('ZADD', K.callbacks, 'NX', now, id) == 1 then note('callback') end
+    if j[12] == 'pending' and redis.call('ZADD', CALLBACKS, 'NX', now, id) == 1 then note('callback') end
     -- Its end was settled by a release that knows no callbacks, during an upgrade.
     if j[14] and not j[12] then
       tell_end(key, id, now)
       note('callback')
     end
-  elseif redis.call('ZREM', K.dead, id) + redis.call('ZREM', K.calls, id) + redis.call('ZREM', K.done, id) > 0 then
+  elseif redis.call('ZREM', DEAD, id) + redis.call('ZREM', CALLS, id) + redis.call('ZREM', DONE, id) > 0 then
     note('stray')
   end
   if j[11] and redis.call('ZADD', listed_key(fn), 'NX', j[11], id) == 1 then note('listed') end
   if not ended and j[10] then keep_version(fn, j[10], keep_ms) end
   if state == 'processing' then
-    if not redis.call('ZSCORE', K.leases, id) then
+    if not redis.call('ZSCORE', LEASES, id) then
       requeue(id, pool, prio, 'lease')
     elseif redis.call('SADD', running_key(fn), id) + redis.call('SADD', busy_key(pool), id) > 0 then
       note('running')
@@ -99,10 +100,10 @@ local function look(id)
   elseif lease_drop(id, fn, pool) then
     note('stray')
   end
-  if state == 'scheduled' and not redis.call('ZSCORE', K.schedule, id) then
+  if state == 'scheduled' and not redis.call('ZSCORE', SCHEDULE, id) then
     schedule_push(pool, id, tonumber(j[5] or '') or now)
     note('schedule')
-  elseif state ~= 'scheduled' and redis.call('ZREM', K.schedule, id) == 1 then
+  elseif state ~= 'scheduled' and redis.call('ZREM', SCHEDULE, id) == 1 then
     note('stray')
   end
   if state == 'parked' then

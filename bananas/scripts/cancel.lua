@@ -6,16 +6,18 @@
 -- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, running:<function>, busy:<pool>,
 --          reply lists, inbox:<runner> LIST
 -- returns  {'cancelled'} | {'over', state} | {'missing'}
+-- use: _parked _end
 local id = ARGV[2]
 local j = redis.call('HMGET', job_key(id), 'state', 'pool', 'prio', 'runner', 'token', 'ttl', 'fn', 'expires', 'pseq',
-  'claimed')
+  'claimed', 'hist')
 local state, pool, fn = j[1], j[2], j[7]
+local fields
 if not state then return {'missing'} end
 if state == 'pending' or state == 'scheduled' or state == 'parked' then
   unqueue(id, state, fn, pool, j[3], j[9])
 elseif state == 'processing' then
   lease_drop(id, fn, pool)
-  remember(job_key(id), '{"token":' .. j[5] .. ',"outcome":"cancelled","runner":' .. cjson.encode(j[4]) ..
+  fields = remember(job_key(id), j[11], '{"token":' .. j[5] .. ',"outcome":"cancelled","runner":' .. cjson.encode(j[4]) ..
     ',"started_at_ms":' .. j[10] .. '}', '', tonumber(ARGV[4]))
   count('outcome:' .. fn .. ':cancelled')
   ring_if_bounded(pool)
@@ -26,9 +28,9 @@ elseif state == 'processing' then
 else
   return {'over', state}
 end
-if j[8] ~= '0' then redis.call('ZREM', K.expiring, id) end
+if j[8] ~= '0' then redis.call('ZREM', EXPIRING, id) end
 finish(id, {now = now_ms(), state = 'cancelled', reason = '', result = '', error = '', attempt = 'null',
-  ttl = tonumber(j[6]), push_bytes = 0, reply_list = tonumber(ARGV[3])})
+  ttl = tonumber(j[6]), push_bytes = 0, reply_list = tonumber(ARGV[3])}, fields)
 count('cancelled')
 unpark(fn)
 return {'cancelled'}

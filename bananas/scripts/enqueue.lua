@@ -10,12 +10,21 @@
 --          unique:<function>:<key> STRING, parked:<function> (read), jobs:<function> ZSET, rate:token:<id> and
 --          rate:function:<function> STRING
 -- returns  {answer of create() per job}
-local answers = {}
-for i = 5, #ARGV, 19 do
-  answers[#answers + 1] = create({id = ARGV[i], fn = ARGV[i + 1], payload = ARGV[i + 2], pool = ARGV[i + 3],
-    prio = ARGV[i + 4], timeout = ARGV[i + 5], maxr = ARGV[i + 6], delay = ARGV[i + 7], run_at = ARGV[i + 8],
-    expires = ARGV[i + 9], reply = ARGV[i + 10], uniq = ARGV[i + 11], trace = ARGV[i + 12], cb = ARGV[i + 13],
-    token = ARGV[i + 14], interval = ARGV[i + 15], burst = ARGV[i + 16], sync = ARGV[i + 17], like = ARGV[i + 18],
-    limit = ARGV[2], most_callbacks = ARGV[3], keep = tonumber(ARGV[4]), is_called = true})
+-- use: _lanes _create
+if #ARGV > 4 + 19 then begin_many() end
+
+local function create_all()
+  local answers = {}
+  for i = 5, #ARGV, 19 do
+    answers[#answers + 1] = create({id = ARGV[i], fn = ARGV[i + 1], payload = ARGV[i + 2], pool = ARGV[i + 3],
+      prio = ARGV[i + 4], timeout = ARGV[i + 5], maxr = ARGV[i + 6], delay = ARGV[i + 7], run_at = ARGV[i + 8],
+      expires = ARGV[i + 9], reply = ARGV[i + 10], uniq = ARGV[i + 11], trace = ARGV[i + 12], cb = ARGV[i + 13],
+      token = ARGV[i + 14], interval = ARGV[i + 15], burst = ARGV[i + 16], sync = ARGV[i + 17], like = ARGV[i + 18],
+      limit = ARGV[2], most_callbacks = ARGV[3], keep = tonumber(ARGV[4]), is_called = true})
+  end
+  return answers
 end
+
+local answers = guarded(create_all)
+flush()
 return answers

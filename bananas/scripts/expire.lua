@@ -6,16 +6,17 @@
 --          6 only this id, or ''
 -- derived  job:<id>, lane:<pool>:<priority>, parked:<function>, called:<function>, reply lists
 -- returns  jobs looked at
+-- use: _parked _end
 local now = now_ms()
 local ids
 if ARGV[6] ~= '' then
-  local due = redis.call('ZSCORE', K.expiring, ARGV[6])
+  local due = redis.call('ZSCORE', EXPIRING, ARGV[6])
   ids = (due and tonumber(due) <= now) and {ARGV[6]} or {}
 else
-  ids = redis.call('ZRANGEBYSCORE', K.expiring, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+  ids = redis.call('ZRANGEBYSCORE', EXPIRING, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
 end
 for _, id in ipairs(ids) do
-  redis.call('ZREM', K.expiring, id)
+  redis.call('ZREM', EXPIRING, id)
   local j = redis.call('HMGET', job_key(id), 'state', 'fn', 'pool', 'prio', 'token', 'pseq', 'fresh')
   local waits = j[1] == 'pending' or j[1] == 'scheduled' or j[1] == 'parked'
   if waits and j[5] == (j[7] or '0') then

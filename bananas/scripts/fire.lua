@@ -10,6 +10,7 @@
 -- derived  cron:<function> HASH, held:<function> LIST, and those of create()
 -- returns  {'fired', id, lag ms} | {'held'} | {'skipped', id of the job before} | {'passed'} | {'none'} nothing is held
 --          | {'past', last slot} | {'early', now} | {'paused'} | {'changed'} | {'gone'} | {'full'}
+-- use: _lanes _create
 local fn, slot = ARGV[2], ARGV[4]
 local key, held = P .. 'cron:' .. fn, P .. 'held:' .. fn
 local h = redis.call('HMGET', key, 'rev', 'paused', 'last', 'overlap', 'job', 'payload')
@@ -65,6 +66,6 @@ if is_release then redis.call('LPOP', held) else decide() end
 redis.call('HSET', key, 'job', made[7])
 if made[6] == 0 then
   count('cron_fired:' .. fn)
-  redis.call('HSET', K.counters, 'cron_lag:' .. fn, now - tonumber(slot))
+  redis.call('HSET', COUNTERS, 'cron_lag:' .. fn, now - tonumber(slot))
 end
 return {'fired', made[7], now - tonumber(slot)}

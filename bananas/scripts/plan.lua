@@ -25,7 +25,7 @@ end
 
 if op == 'remove' then
   redis.call('SREM', P .. 'schedules', fn)
-  redis.call('HDEL', K.counters, 'cron_lag:' .. fn)
+  redis.call('HDEL', COUNTERS, 'cron_lag:' .. fn)
   drop_held()
   return redis.call('DEL', key)
 end

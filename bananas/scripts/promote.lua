@@ -4,16 +4,19 @@
 -- ARGV     1 prefix, 2 most jobs to move
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>
 -- returns  {moved, now, next due or -1}
+-- use: _lanes
 local now = now_ms()
-local due = redis.call('ZRANGEBYSCORE', K.schedule, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+local due = redis.call('ZRANGEBYSCORE', SCHEDULE, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+write('ZREM', SCHEDULE, due)
+if #due > 1 then begin_many() end
 for _, id in ipairs(due) do
-  redis.call('ZREM', K.schedule, id)
   local j = redis.call('HMGET', job_key(id), 'pool', 'prio')
   if j[1] then
     redis.call('HSET', job_key(id), 'state', 'pending')
-    lane_push(j[1], j[2], id, false)
+    lane_append(j[1], j[2], id)
   else
     count('orphans')
   end
 end
+flush()
 return {#due, now, next_due()}

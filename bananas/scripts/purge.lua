@@ -6,7 +6,7 @@
 -- returns  letters dropped
 local dropped = 0
 for i = 3, #ARGV do
-  if redis.call('ZREM', K.dead, ARGV[i]) == 1 then
+  if redis.call('ZREM', DEAD, ARGV[i]) == 1 then
     bury(ARGV[i], tonumber(ARGV[2]))
     dropped = dropped + 1
   end

@@ -12,6 +12,7 @@
 -- returns  {{'ok', state} | {'missing'} | {'not_dead', state} | {'unknown_function', function}
 --          | {'version_gone', function, version} | {'full', pool, queued} per id}; 'ok' also for one that a call with
 --          the same key put back before, which changes nothing
+-- use: _lanes _unique
 local now = now_ms()
 local mode, delay, interval, limit = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
@@ -37,15 +38,15 @@ local function replay(id, due)
   if queued >= limit then return {'full', j[4], queued} end
   local refused = stamp(key, j[2], j[3])
   if refused then return refused end
-  redis.call('ZREM', K.dead, id)
-  redis.call('ZREM', K.calls, id)
+  redis.call('ZREM', DEAD, id)
+  redis.call('ZREM', CALLS, id)
   redis.call('PERSIST', key)
   local state = due > now and 'scheduled' or 'pending'
   redis.call('HSET', key, 'state', state, 'due', due, 'enqueued', due, 'failures', 0, 'losses', 0, 'starts', 0,
     'expires', 0, 'reason', '', 'result', '', 'error', '', 'finished', '')
   redis.call('HDEL', key, 'progress', 'pseq', 'sync') -- from now on nobody waits
   if j[7] then
-    redis.call('ZREM', K.callbacks, id)
+    redis.call('ZREM', CALLBACKS, id)
     redis.call('HDEL', key, 'cbstate', 'cbtries', 'cberr')
   end
   if j[6] and j[6] ~= '' then unique_again(key, id, state) end
@@ -54,8 +55,10 @@ local function replay(id, due)
   count('replayed')
   if state == 'scheduled' then
     schedule_push(j[4], id, due)
+    grew(SCHEDULE)
   else
-    lane_push(j[4], j[5], id, false)
+    grew(lane_key(j[4], j[5]))
+    lane_append(j[4], j[5], id)
   end
   return {'ok', state}
 end

@@ -10,7 +10,7 @@
 -- ARGV     1 prefix, 2 runner, 3 lease ms, 4 push bytes, 5 reply list length, 6 history lines, 7 dead letter ttl ms,
 --          8 number of settlements, 9 number of pools; then 13 values per settlement: id, token,
 --          action (complete|retry|dead|back), delay ms, outcome, reason, result, error (JSON), attempt (JSON), logs,
---          duration bucket ('' = none), run ms, progress (JSON or ''); then 2 values per pool: name, free slots (0 =
+--          duration bucket ('' = none), run ms (to the µs), progress (JSON or ''); then 2 values per pool: name, free slots (0 =
 --          only ring again)
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
 --          called:<function>, busy:<pool>, fn:<function> (read), unique:<function>:<key>, reply lists named in job:<id> waiters
@@ -23,12 +23,7 @@ local settlements, pools = tonumber(ARGV[8]), tonumber(ARGV[9])
 local now = now_ms()
 local at = 10
 
-local function over(id, state, reason, result, err, attempt, ttl)
-  finish(id, {now = now, state = state, reason = reason, result = result, error = err, attempt = attempt, ttl = ttl,
-    push_bytes = push_bytes, reply_list = reply_list})
-end
-
-local backs, pools_freed = {}, {}
+local settled, claims, places = {}, {}, {}
 -- Functions that got room, each once, in the order of the settlements.
 local freed = {}
 local function free_up(fn)
@@ -38,100 +33,71 @@ local function free_up(fn)
   end
 end
 
--- Nothing of a job has begun that was held up at every claim so far: it may still expire. `fresh` is its last such claim.
-local function wait_on(id, key, token)
-  local j = redis.call('HMGET', key, 'expires', 'fresh')
-  if j[1] ~= '0' and tonumber(j[2] or '0') == token - 1 then
-    redis.call('HSET', key, 'fresh', token)
-    redis.call('ZADD', K.expiring, j[1], id)
-  end
-end
+local function settle_all()
+  -- use: _parked _end
+  local backs, pools_freed = {}, {}
 
-local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms, progress)
-  local key = job_key(id)
-  local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued', 'runner')
-  if j[1] ~= token or j[7] ~= runner or not lease_drop(id, j[2], j[3]) then return 0 end
-  free_up(j[2])
-  pools_freed[j[3]] = true
-  remember(key, attempt, logs, keep)
-  if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
-  count('outcome:' .. j[2] .. ':' .. outcome)
-  if bucket ~= '' then
-    count('ms:' .. j[2] .. ':' .. bucket)
-    redis.call('HINCRBYFLOAT', K.counters, 'ms_sum:' .. j[2], run_ms)
+  local function over(id, state, reason, result, err, attempt, ttl, fields, who)
+    finish(id, {now = now, state = state, reason = reason, result = result, error = err, attempt = attempt, ttl = ttl,
+      push_bytes = push_bytes, reply_list = reply_list}, fields, who)
   end
-  if action == 'complete' then
-    over(id, 'completed', '', result, '', attempt, tonumber(j[5]))
-  elseif action == 'dead' then
-    if outcome ~= 'start' then redis.call('HINCRBY', key, 'failures', 1) end
-    over(id, 'failed', reason, '', err, attempt, dead_ttl)
-  elseif action == 'retry' then
-    local due = now + tonumber(delay)
-    redis.call('HINCRBY', key, outcome == 'start' and 'starts' or 'failures', 1)
-    redis.call('HSET', key, 'state', 'scheduled', 'due', due, 'enqueued', due, 'error', err)
-    schedule_push(j[3], id, due)
-    count('retries')
-  else -- back: as if it had never been claimed, but for the token and the count that bounds what is free of charge
-    if outcome == 'displaced' then redis.call('HINCRBY', key, 'starts', 1) end
-    if outcome == 'held_up' then wait_on(id, key, tonumber(token)) end
-    backs[#backs + 1] = {id = id, fn = j[2], pool = j[3], prio = j[4], enqueued = tonumber(j[6])}
-  end
-  return 1
-end
 
-local settled = {}
-for i = 1, settlements do
-  local a = ARGV
-  settled[i] = settle(a[at], a[at + 1], a[at + 2], a[at + 3], a[at + 4], a[at + 5], a[at + 6], a[at + 7], a[at + 8],
-    a[at + 9], a[at + 10], a[at + 11], a[at + 12])
-  at = at + 13
-end
-give_back(backs)
-for _, fn in ipairs(freed) do unpark(fn) end
-freed = {}
-for pool in pairs(pools_freed) do ring_if_bounded(pool) end
+  local function settle(id, token, action, delay, outcome, reason, result, err, attempt, logs, bucket, run_ms, progress)
+    local key = job_key(id)
+    local j = redis.call('HMGET', key, 'token', 'fn', 'pool', 'prio', 'ttl', 'enqueued', 'runner', 'hist', 'waiters',
+      'uniq', 'cb', 'sync')
+    if j[1] ~= token or j[7] ~= runner or not lease_drop(id, j[2], j[3]) then return 0 end
+    free_up(j[2])
+    pools_freed[j[3]] = true
+    local fields, who = remember(key, j[8], attempt, logs, keep), {j[9], j[10], j[11], j[12]}
+    if progress ~= '' then
+      fields[#fields + 1] = 'progress'
+      fields[#fields + 1] = progress
+    end
+    count('outcome:' .. j[2] .. ':' .. outcome)
+    if bucket ~= '' then
+      count('ms:' .. j[2] .. ':' .. bucket)
+      count_ms('ms_sum:' .. j[2], run_ms)
+    end
+    if action == 'complete' then
+      over(id, 'completed', '', result, '', attempt, tonumber(j[5]), fields, who)
+    elseif action == 'dead' then
+      if outcome ~= 'start' then redis.call('HINCRBY', key, 'failures', 1) end
+      over(id, 'failed', reason, '', err, attempt, dead_ttl, fields, who)
+    elseif action == 'retry' then
+      local due = now + tonumber(delay)
+      redis.call('HINCRBY', key, outcome == 'start' and 'starts' or 'failures', 1)
+      redis.call('HSET', key, 'state', 'scheduled', 'due', due, 'enqueued', due, 'error', err, unpack(fields))
+      -- use: _lanes
+      schedule_push(j[3], id, due)
+      count('retries')
+    else -- back: as if it had never been claimed, but for the token and the count that bounds what is free of charge
+      redis.call('HSET', key, unpack(fields))
+      if outcome == 'displaced' then redis.call('HINCRBY', key, 'starts', 1) end
+      if outcome == 'held_up' then
+        -- Nothing of a job has begun that was held up at every claim so far: it may still expire. `fresh` is its last such claim.
+        local f = redis.call('HMGET', key, 'expires', 'fresh')
+        if f[1] ~= '0' and tonumber(f[2] or '0') == tonumber(token) - 1 then
+          redis.call('HSET', key, 'fresh', token)
+          redis.call('ZADD', EXPIRING, f[1], id)
+        end
+      end
+      backs[#backs + 1] = {id = id, fn = j[2], pool = j[3], prio = j[4], enqueued = tonumber(j[6])}
+    end
+    return 1
+  end
 
-local claims, places = {}, {}
-
--- Places that a function has left under its max_concurrency: read once in a step, then kept up to date here.
-local function places_of(fn)
-  if not places[fn] then
-    local limit = limit_of(fn)
-    places[fn] = limit > 0 and limit - redis.call('SCARD', running_key(fn)) or math.huge
+  if settlements > 1 then begin_many() end
+  for i = 1, settlements do
+    local a = ARGV
+    settled[i] = settle(a[at], a[at + 1], a[at + 2], a[at + 3], a[at + 4], a[at + 5], a[at + 6], a[at + 7], a[at + 8],
+      a[at + 9], a[at + 10], a[at + 11], a[at + 12])
+    at = at + 13
   end
-  return places[fn]
-end
-
--- Take one id: nil when its record is gone, it has expired or its function is full (it is then out of its lane).
-local function take(pool, prio, id)
-  local key = job_key(id)
-  local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
-    'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress', 'trace', 'fresh')
-  local fn = j[1]
-  if not fn or j[13] ~= 'pending' then
-    count('orphans')
-    return nil
-  end
-  if j[14] then redis.call('ZREM', called_key(fn), ticket(pool, prio, j[14], id)) end
-  local may_expire = j[11] ~= '0' and j[12] == (j[17] or '0')
-  if may_expire and tonumber(j[11]) <= now then
-    redis.call('ZREM', K.expiring, id)
-    expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})
-    free_up(fn)
-    return nil
-  end
-  if places_of(fn) <= 0 then
-    park(id, fn, pool, prio, j[14])
-    return nil
-  end
-  if may_expire then redis.call('ZREM', K.expiring, id) end
-  places[fn] = places[fn] - 1
-  local token = redis.call('HINCRBY', key, 'token', 1)
-  redis.call('HSET', key, 'state', 'processing', 'runner', runner, 'claimed', now)
-  if j[14] or j[15] then redis.call('HDEL', key, 'pseq', 'progress') end
-  lease_add(id, fn, pool, now + lease_ms)
-  return {id, token, fn, j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10],
-    j[16] or nil}
+  give_back(backs)
+  for _, fn in ipairs(freed) do unpark(fn) end
+  freed = {}
+  for pool in pairs(pools_freed) do ring_if_bounded(pool) end
 end
 
 local function claim(pool, free)
@@ -142,9 +108,55 @@ local function claim(pool, free)
     waiting = waiting + left[prio]
   end
   if waiting == 0 then return end
+
+  -- Places that a function has left under its max_concurrency: read once in a step, then kept up to date here.
+  local function places_of(fn)
+    if not places[fn] then
+      local limit = limit_of(fn)
+      places[fn] = limit > 0 and limit - leases_in(running_key(fn)) or math.huge
+    end
+    return places[fn]
+  end
+
+  -- Take one id: nil when its record is gone, it has expired or its function is full (it is then out of its lane).
+  local function take(pool, prio, id)
+    local key = job_key(id)
+    local j = redis.call('HMGET', key, 'fn', 'ver', 'payload', 'timeout', 'retry', 'failures', 'starts', 'enqueued',
+      'ttl', 'maxr', 'expires', 'token', 'state', 'pseq', 'progress', 'trace', 'fresh')
+    local fn = j[1]
+    if not fn or j[13] ~= 'pending' then
+      count('orphans')
+      return nil
+    end
+    local may_expire = (j[11] or '0') ~= '0' and j[12] == (j[17] or '0')
+    local is_expired = may_expire and tonumber(j[11]) <= now
+    if j[14] or is_expired or places_of(fn) <= 0 then
+      -- use: _lanes _parked _end
+      if j[14] then redis.call('ZREM', called_key(fn), ticket(pool, prio, j[14], id)) end
+      if is_expired then
+        put('ZREM', EXPIRING, id)
+        expire(id, {now = now, ttl = dead_ttl, push_bytes = push_bytes, reply_list = reply_list})
+        free_up(fn)
+        return nil
+      end
+      if places_of(fn) <= 0 then
+        park(id, fn, pool, prio, j[14])
+        return nil
+      end
+    end
+    if may_expire then put('ZREM', EXPIRING, id) end
+    places[fn] = places[fn] - 1
+    local token = tonumber(j[12] or '0') + 1
+    redis.call('HSET', key, 'token', token, 'state', 'processing', 'runner', runner, 'claimed', now)
+    if j[14] or j[15] then redis.call('HDEL', key, 'pseq', 'progress') end
+    lease_add(id, fn, pool, now + lease_ms)
+    return {id, token, fn, j[2], pool, prio, j[3], j[4], j[5], j[6], j[7], j[8], j[9], j[10],
+      j[16] or nil}
+  end
+
   local s = redis.call('HMGET', stride, 'v', 'high', 'normal', 'low', 'maxc', 'w:high', 'w:normal', 'w:low')
   local limit = tonumber(s[5] or '') or 0
-  local room = limit > 0 and limit - redis.call('SCARD', busy_key(pool)) or math.huge
+  local room = limit > 0 and limit - leases_in(busy_key(pool)) or math.huge
   -- A pool that is full by its own limit is not rung for: whoever ends a job of it rings.
   if room <= 0 then return end
   free = math.min(free, room)
@@ -159,30 +171,37 @@ local function claim(pool, free)
     -- short, and the bell calls for the next.
     local looks = free + 500
     while taken < free and waiting > 0 and looks > 0 do
-      looks = looks - 1
       local best = nil
       for _, prio in ipairs(ORDER) do
         if left[prio] > 0 and (best == nil or pass[prio] < pass[best]) then best = prio end
       end
-      local id = redis.call('LPOP', lane_key(pool, best))
-      left[best], waiting = left[best] - 1, waiting - 1
-      local c = take(pool, best, id)
-      if c then
-        claims[#claims + 1] = c
-        taken = taken + 1
-        v = pass[best]
-        pass[best] = pass[best] + step[best]
+      -- A lane that is alone has every turn.
+      local n = left[best] == waiting and math.min(free - taken, waiting, looks) or 1
+      if n > 1 then begin_many() end
+      for _, id in ipairs(redis.call('LPOP', lane_key(pool, best), n)) do
+        local c = take(pool, best, id)
+        if c then
+          claims[#claims + 1] = c
+          taken = taken + 1
+          v = pass[best]
+          pass[best] = pass[best] + step[best]
+        end
       end
+      left[best], waiting, looks = left[best] - n, waiting - n, looks - n
     end
     redis.call('HSET', stride, 'v', v, 'high', pass.high, 'normal', pass.normal, 'low', pass.low)
   end
   if waiting > 0 and taken < room then ring(pool) end
 end
 
+if settlements > 0 then guarded(settle_all) end
 for _ = 1, pools do
-  claim(ARGV[at], tonumber(ARGV[at + 1]))
+  guarded(claim, ARGV[at], tonumber(ARGV[at + 1]))
   at = at + 2
 end
-for _, fn in ipairs(freed) do unpark(fn) end
-
-return {now, next_due(), tonumber(redis.call('GET', K.rev) or '0'), settled, claims}
+if #freed > 0 then
+  -- use: _parked
+  for _, fn in ipairs(freed) do unpark(fn) end
+end
+flush()
+return {now, next_due(), tonumber(redis.call('GET', REV) or '0'), settled, claims}

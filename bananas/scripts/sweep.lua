@@ -14,14 +14,14 @@ local function drop(index, ids)
     dropped = dropped + 1
   end
 end
-drop(K.done, redis.call('ZRANGEBYSCORE', K.done, '-inf', now, 'LIMIT', 0, most))
-drop(K.dead, redis.call('ZRANGEBYSCORE', K.dead, '-inf', now - tonumber(ARGV[3]), 'LIMIT', 0, most))
-drop(K.calls, redis.call('ZRANGEBYSCORE', K.calls, '-inf', now - CALL_MS, 'LIMIT', 0, most))
-local calls = math.min(redis.call('ZCARD', K.calls) - tonumber(ARGV[6]), most)
-if calls > 0 then drop(K.calls, redis.call('ZRANGE', K.calls, 0, calls - 1)) end
-local over = math.min(redis.call('ZCARD', K.dead) - tonumber(ARGV[4]), most)
+drop(DONE, redis.call('ZRANGEBYSCORE', DONE, '-inf', now, 'LIMIT', 0, most))
+drop(DEAD, redis.call('ZRANGEBYSCORE', DEAD, '-inf', now - tonumber(ARGV[3]), 'LIMIT', 0, most))
+drop(CALLS, redis.call('ZRANGEBYSCORE', CALLS, '-inf', now - CALL_MS, 'LIMIT', 0, most))
+local calls = math.min(redis.call('ZCARD', CALLS) - tonumber(ARGV[6]), most)
+if calls > 0 then drop(CALLS, redis.call('ZRANGE', CALLS, 0, calls - 1)) end
+local over = math.min(redis.call('ZCARD', DEAD) - tonumber(ARGV[4]), most)
 if over > 0 then
   count('trimmed', over)
-  drop(K.dead, redis.call('ZRANGE', K.dead, 0, over - 1))
+  drop(DEAD, redis.call('ZRANGE', DEAD, 0, over - 1))
 end
 return dropped

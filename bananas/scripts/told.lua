@@ -17,19 +17,19 @@ if verdict ~= 'delivered' and j[2] ~= ARGV[4] then return 'stale' end
 local is_last = tonumber(j[2]) >= tonumber(ARGV[7]) or now + delay > tonumber(j[5]) + CALLBACK_MS
 if verdict == 'again' and not is_last then
   redis.call('HSET', key, 'cberr', ARGV[8])
-  redis.call('ZADD', K.callbacks, now + delay, id)
+  redis.call('ZADD', CALLBACKS, now + delay, id)
   count('callback:' .. j[7] .. ':again')
   return 'again'
 end
 
 local state = verdict == 'delivered' and 'delivered' or 'failed'
 redis.call('HSET', key, 'cbstate', state, 'cberr', ARGV[8])
-redis.call('ZREM', K.callbacks, id)
+redis.call('ZREM', CALLBACKS, id)
 count('callback:' .. j[7] .. ':' .. state)
 -- The record has not to wait for this any more.
 if j[4] ~= 'failed' then
   local ends = math.max(now, tonumber(j[5]) + tonumber(j[6]))
-  redis.call('ZADD', K.done, ends, id)
+  redis.call('ZADD', DONE, ends, id)
   redis.call('PEXPIRE', key, ends - now + UNSWEPT_MS)
 end
 return state

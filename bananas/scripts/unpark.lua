@@ -5,6 +5,7 @@
 -- derived  fn:<function> (read), parked:<function>, called:<function>, running:<function>, job:<id>,
 --          lane:<pool>:<priority>, bell:<pool>
 -- returns  jobs that came back
+-- use: _parked
 local moved = 0
 for i = 2, #ARGV do moved = moved + unpark(ARGV[i]) end
 return moved
