@@ -1,6 +1,6 @@
 """CPU time of each part for one call, one submit and one drained job: what a busy neighbour disturbs least.
 
-By the kernel's own accounting, in ms per job. The sandboxes and the client are left out.
+By the kernel's own accounting, in ms per job; that of sandboxes is of all their processes. The client is left out.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Final
 from tests.bench.bench import Bench
 from tests.bench.drains import drained_per_s, prepare
 from tests.bench.load import closed, request
-from tests.bench.memory import tree
+from tests.bench.memory import sandboxes, tree
 from tests.bench.table import Round, Row, interleaved
 from tests.platform import Platform
 
 _CALL: Final = request("POST", "/functions/noop/invoke", b"1")
 _LATER: Final = request("POST", "/jobs", b'{"name": "noop", "payload": 1, "delay": "1h"}')
 
+_PARTS: Final = ("gateway", "runner", "redis", "sandboxes")
 #: Parts that have nothing to do with a kind of work.
-_IDLE: Final = {"POST /jobs": ("runner",), "drained job": ("gateway",)}
+_IDLE: Final = {"POST /jobs": ("runner", "sandboxes"), "drained job": ("gateway",)}
 
 
 def cpu(bench: Bench) -> list[Row]:
-    """CPU time of gateway, runner and Redis for one call at 1 and 8 clients, one submit and one drained job"""
+    """CPU time of each part for one call at 1 and 8 clients, one submit and one drained job"""
     calls, jobs = bench.options.n(1000, 50), bench.options.n(5000, 100)
     works: dict[str, tuple[int, Callable[[Platform], object]]] = {
         "synchronous call, 1 client": (calls, lambda platform: closed(platform.port, _CALL, calls, 1)),
@@ -37,7 +38,11 @@ def cpu(bench: Bench) -> list[Row]:
         prepare(platform)
     rows = []
     for what, (number, work) in works.items():
-        parts = [part for part in ("gateway", "runner", "redis") if part not in _IDLE.get(what.split(",")[0], ())]
+        parts = [
+            part
+            for part in ("gateway", "runner", "redis", "sandboxes")
+            if part not in _IDLE.get(what.split(",")[0], ())
+        ]
         rows += _measured(bench, what, parts, number, work)
     return rows
 
@@ -66,9 +71,11 @@ def _measured(bench: Bench, what: str, parts: list[str], number: int, work: Call
 
 def _used_ms(bench: Bench, platform: Platform) -> dict[str, float]:
     """CPU time that each part has used so far."""
-    used = {"redis": _run_ms(bench.redis.pid or 0), "gateway": 0.0, "runner": 0.0}
+    used = {"redis": _run_ms(bench.redis.pid or 0), "gateway": 0.0, "runner": 0.0, "sandboxes": 0.0}
     for process in platform.processes:
         used[process.name.rstrip("0123456789")] += sum(map(_run_ms, tree(process.popen.pid)))
+    # The work is done by warm ones, so none of them begins or ends meanwhile.
+    used["sandboxes"] = sum(_run_ms(pid) for first in sandboxes(platform) for pid in tree(first))
     return used
 
 

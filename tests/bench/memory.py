@@ -25,7 +25,7 @@ def memory(bench: Bench) -> list[Row]:
                 rows.append(Row("memory", f"{name}, largest of {len(workers)} processes{tail}", mb=mb))
             else:
                 rows.append(Row("memory", f"{name}{tail}", mb=rss_mb(process.popen.pid)))
-        used = [sum(map(_own_mb, tree(pid))) for pid in _sandboxes(platform)]
+        used = [sum(map(_own_mb, tree(pid))) for pid in sandboxes(platform)]
         rows.append(Row("memory", f"an idle sandbox, mean of {len(used)}{tail}", mb=sum(used) / len(used)))
     return rows
 
@@ -57,7 +57,7 @@ def _kib(file: Path, field: str) -> int:
     return int(kib)
 
 
-def _sandboxes(platform: Platform) -> list[int]:
+def sandboxes(platform: Platform) -> list[int]:
     """The first process of each."""
     client = images.connect()
     try:
