@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gunicorn.http import wsgi  # type: ignore[import-untyped]
 
 from bananas import events
+from gateway.environ import environ_of
 
 if TYPE_CHECKING:  # the master imports this file before anything is patched
     from gateway.direct import Direct
@@ -55,9 +56,7 @@ def serve(app: Direct, req: Any, sock: socket.socket, addr: Any, server: Any, cf
     ``last``: no other request is taken on it.
     """
     out = Gathering(sock)
-    answer, environ = wsgi.create(req, sock, addr, server, cfg)
-    answer.sock = out
-    environ["wsgi.multithread"] = True
+    answer, environ = wsgi.Response(req, out, cfg), environ_of(req, sock, addr, server, cfg)
     if last:
         answer.force_close()
     try:

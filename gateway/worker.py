@@ -8,9 +8,9 @@ is refused.
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ from gunicorn.util import write_nonblock  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from gateway.onewrite import serve
+from gateway.reading import Requests
 
 if TYPE_CHECKING:
     from gateway.wait import Waiters  # not at run time: the master imports this file before anything is patched
@@ -33,6 +34,8 @@ ANSWER_S: Final = 2.0
 BEAT_S: Final = 1.0
 
 
+#: How a connection breaks when its client goes.
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 #: Not the client's doing, although they are of the same kind.
 _OURS: Final = (
     http_errors.InvalidResponseHeader,
@@ -85,12 +88,24 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._told_to_stop.set()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
-        """One connection."""
+        """One connection, which is never gunicorn's TLS or HTTP/2."""
+        client.setblocking(True)
         self._idle[client] = time.monotonic()
+        server, req = listener.getsockname(), None
         try:
-            super().handle(listener, client, addr)
+            for req in Requests(self.cfg, client, addr):
+                self.handle_request(server, req, client, addr)
+                req = None
+        except (StopIteration, http_errors.NoMoreData) as e:
+            self.log.debug("a connection ends: %r", e)
+        except OSError as e:
+            tell = self.log.debug if e.errno in _GONE else self.log.exception
+            tell("a connection broke: %s", e)
+        except Exception as e:  # noqa: BLE001 - the top of the connection: its client is told
+            self.handle_error(req, client, addr, e)
         finally:
             self._idle.pop(client, None)
+            client.close()
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         """One request on it."""
@@ -126,10 +141,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._end_idle(time.monotonic() - self.cfg.keepalive)
         else:
             self._help_to_end()
-
-    def timeout_ctx(self) -> AbstractContextManager[None]:
-        """Around the reading of a request: no timer for each, since ``notify`` looks after all of them."""
-        return nullcontext()
 
     def _end_idle(self, since_s: float) -> None:
         """No more requests from connections that have waited since then, or longer."""
