@@ -318,11 +318,6 @@ class Queue:
         repaired = dict(zip((kind.decode() for kind in raw[::2]), raw[1::2], strict=True))
         return Audit(int(following), len(ids), repaired)
 
-    def ring(self, pool: str, block_s: float) -> bool:
-        """Block until somebody rings the pool's bell or the time is over; True when it rang."""
-        with self._connections.guard():
-            return self._connections.blocking_wire.call("BZPOPMIN", keys.bell(pool), block_s) is not None
-
     def pop_inbox(self, runner: str, block_s: float) -> tuple[str, ...] | None:
         """The next message for this runner, or None: ``("cancel", id, token)``, ``("follow", id, token)``,
         ``("pools",)`` (settings changed) or ``("deployed", function)``."""

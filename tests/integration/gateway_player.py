@@ -19,6 +19,7 @@ from bananas.job import Attempt, Claim, Outcome, Settlement
 from bananas.queue import Queue
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import Bundles, Deployment, FunctionSpec
+from tests.bells import rings
 
 CODE = b"code"
 SHA = hashlib.sha256(CODE).hexdigest()
@@ -64,7 +65,7 @@ class Player:
         while time.monotonic() < deadline:
             if claims := self.queue.step("player", LEASE_MS, [], [(pool, 1)]).claims:
                 return claims[0]
-            self.queue.ring(pool, 1.0)
+            rings(self.queue, pool, 1.0)
         raise AssertionError(f"no job came into pool {pool} within {SOON_S:g} s")
 
     def settle(

@@ -19,6 +19,7 @@ from bananas.registry import Registry
 from bananas.secrets import new_key
 from bananas.spec import RuntimeInfo, ScheduleSpec
 from gateway import openapi
+from tests.bells import rings
 from tests.integration.gateway_player import Player
 from tests.platform import Platform
 
@@ -84,7 +85,7 @@ def _serve(redis_url: str, stop: Event) -> None:
         for claim in claims:
             player.settle(claim, result=claim.payload)
         if not claims:
-            player.queue.ring("default", 0.1)
+            rings(player.queue, "default", 0.1)
     connections.close()
 
 

@@ -11,6 +11,7 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import PoolSpec
+from tests.bells import rings
 from tests.integration.jobs import end, enqueue, ids, make_past, repairs
 from tests.integration.test_queue import claim, deploy
 
@@ -61,7 +62,7 @@ def test_a_pending_job_that_is_in_no_lane_comes_back(queue, registry, connection
     [job] = enqueue(queue, 1, "f")
     connections.commands.delete(LANE)
     assert_healed(queue, {"lane": 1})
-    assert queue.ring("default", 1)
+    assert rings(queue, "default", 1)
     assert_runs(queue, job)
 
 
@@ -114,7 +115,7 @@ def test_a_place_without_a_lease_is_given_free(queue, registry, connections):
         connections.commands.sadd(key, "ghost")
     connections.commands.delete(keys.bell("default"))
     assert_healed(queue, {"running": 2})
-    assert queue.ring("default", 1)
+    assert rings(queue, "default", 1)
     assert_runs(queue, job)
 
 

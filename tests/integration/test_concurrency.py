@@ -14,6 +14,7 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import PoolSpec
+from tests.bells import rings
 from tests.integration.jobs import LEASE_MS, enqueue, ids, settlement
 from tests.integration.test_queue import claim, deploy, expire_lease, settle
 
@@ -189,18 +190,18 @@ def test_a_full_pool_rings_nobody_until_there_is_room(queue, registry):
     deploy(registry, "free")
     registry.put_pool("default", PoolSpec(max_concurrency=1))
     enqueue(queue, 3, "free")
-    assert queue.ring("default", 0.05)
+    assert rings(queue, "default", 0.05)
     [c] = claim(queue, 5)
     assert claim(queue, 5) == []
-    assert not queue.ring("default", 0.05)
+    assert not rings(queue, "default", 0.05)
     settle(queue, c, Outcome.OK, b"1")
-    assert queue.ring("default", 0.05)
+    assert rings(queue, "default", 0.05)
     [c] = claim(queue, 5)
     queue.cancel(c.id)
-    assert queue.ring("default", 0.05)
+    assert rings(queue, "default", 0.05)
     claim(queue, 5)
     registry.put_pool("default", PoolSpec(max_concurrency=2))
-    assert queue.ring("default", 0.05)
+    assert rings(queue, "default", 0.05)
 
 
 # -- storm --------------------------------------------------------------------------------------------------------

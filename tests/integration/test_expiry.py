@@ -11,6 +11,7 @@ from bananas.job import JobState, NewJob, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from tests.bells import rings
 from tests.integration.jobs import end, enqueue, ids, let_expire, repairs
 from tests.integration.test_queue import REPLY, claim, deploy
 
@@ -77,7 +78,7 @@ def test_an_expired_job_makes_room_for_those_behind_it(queue, registry, connecti
     end(queue, [c], Outcome.OK)
     let_expire(connections, [late])
     assert claim(queue, 1) == []
-    assert queue.ring("default", 1)
+    assert rings(queue, "default", 1)
     assert ids(claim(queue, 1)) == [last]
 
 

@@ -16,6 +16,7 @@ from bananas.queue import Queue, Step
 from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec
+from tests.bells import rings
 
 pytestmark = pytest.mark.redis
 
@@ -319,7 +320,7 @@ def test_one_step_looks_at_a_bounded_number_of_expired_jobs(queue, registry, con
     fresh = queue.enqueue(NewJob("hello", b"1"))
     assert claim(queue) == []
     assert 0 < queue.counts().dead < len(ids)
-    assert queue.ring("default", 1), "work is left, so the bell rings again"
+    assert rings(queue, "default", 1), "work is left, so the bell rings again"
     claimed = [c.id for _ in range(4) for c in claim(queue)]
     assert claimed == [fresh.id]
     assert queue.counts().dead == len(ids)
@@ -388,16 +389,16 @@ def test_fifo_within_a_lane_and_claims_within_free_slots(queue, registry):
 def test_the_bell_wakes_a_blocked_runner_and_is_passed_on(queue, registry):
     """An idle runner learns of work at once; what it leaves wakes the next one."""
     rang: list[bool] = []
-    waiting = threading.Thread(target=lambda: rang.append(queue.ring("default", 5)))
+    waiting = threading.Thread(target=lambda: rang.append(rings(queue, "default", 5)))
     waiting.start()
     queue.enqueue(NewJob("hello", b"1"))
     waiting.join(timeout=4)
     assert rang == [True]
     queue.enqueue(NewJob("hello", b"1"))
     claim(queue, 1)
-    assert queue.ring("default", 1), "one job is left, so the bell must ring again"
+    assert rings(queue, "default", 1), "one job is left, so the bell must ring again"
     assert len(claim(queue, 5)) == 1
-    assert not queue.ring("default", 0.05)
+    assert not rings(queue, "default", 0.05)
 
 
 def test_waiter_gets_the_reply_whichever_came_first(queue, registry):

@@ -33,6 +33,7 @@ from bananas.redis_nodes import RECHECK_S
 from bananas.registry import Registry
 from bananas.schedules import Schedules
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, ScheduleSpec
+from tests.bells import rings
 from tests.platform import until
 from tests.tools.redis_servers import SERVICE, ReplicaSet, Servers, tls_in_front
 
@@ -130,7 +131,7 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
 
     job = queue.enqueue(NewJob("hello", b"1"))
     assert queue.wait(job.id, keys.reply("me")) is None
-    assert queue.ring("default", 1)
+    assert rings(queue, "default", 1)
     assert run(queue, Outcome.ERROR) == job.id
     assert queue.show(job.id).state is JobState.SCHEDULED
     redis.zadd(keys.SCHEDULE, {job.id: 1})
@@ -138,6 +139,9 @@ def test_every_script_runs_on_every_kind_of_server(url: str) -> None:
     assert run(queue, Outcome.OK) == job.id
     [reply] = queue.replies(keys.reply("me"), 2, 10, ahead=1).pop()
     assert (reply.id, reply.state, reply.result) == (job.id, JobState.COMPLETED, b'"done"')
+
+    queue.call_off("runner", ["default"])
+    assert queue.step_on_ring("runner", LEASE_MS, "default", 1, 5.0).claims == []
 
     lost, cancelled, late = queue.enqueue_many([NewJob("hello", b"1") for _ in range(3)])
     queue.cancel(cancelled.id)

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from bananas.redis_client import Connections
-from bananas.redis_wire import Wire
+from bananas.redis_wire import Repeated, Wire
 from tests.platform import until
 
 
@@ -60,6 +60,43 @@ def test_a_broken_command_is_sent_again_only_where_that_is_allowed(connections: 
             with pytest.raises(redis.exceptions.ConnectionError):
                 call.result(20)
             assert blocked(connections) == 0
+
+
+def test_commands_in_one_write_run_in_their_order_and_each_has_its_answer(wire: Wire) -> None:
+    """Also behind one that blocks, and behind one that is refused."""
+    assert wire.together(("RPUSH", "list", "a"), ("BLPOP", "list", 5), ("BANANA",), ("ECHO", "b"))[::3] == [1, b"b"]
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(wire.together, ("BLPOP", "list", 4), ("ECHO", "then"))
+        wire.call("RPUSH", "list", "b")
+        assert call.result(20) == [[b"list", b"b"], b"then"]
+    [refused] = wire.together(("BANANA",))
+    assert isinstance(refused, redis.exceptions.ResponseError)
+
+
+def test_what_is_sent_ahead_is_answered_in_turn(connections: Connections) -> None:
+    """No answer is lost or mixed up while commands are always some ahead of their answers."""
+    pops = Repeated(connections.blocking_wire, ("BLPOP", "list", 5), 4)
+    connections.commands.rpush("list", *range(50))
+    assert [int(pops.next()[1]) for _ in range(50)] == list(range(50))
+    until(lambda: blocked(connections) == 1, 20.0, "one to wait")
+    connections.commands.rpush("list", "x")
+    assert pops.next() == [b"list", b"x"]
+    pops.close()
+    until(lambda: blocked(connections) == 0, 20.0, "nobody to wait")
+
+
+def test_a_repeated_command_goes_on_after_its_connection_broke(connections: Connections) -> None:
+    """The caller hears of it once; the next call begins on another connection."""
+    pops = Repeated(connections.blocking_wire, ("BLPOP", "list", 9), 4)
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(pops.next)
+        until(lambda: blocked(connections) == 1, 20.0, "the pop to be there")
+        kill_others(connections)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            call.result(20)
+    connections.commands.rpush("list", "x")
+    assert pops.next() == [b"list", b"x"]
+    pops.close()
 
 
 def blocked(connections: Connections) -> int:

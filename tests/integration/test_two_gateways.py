@@ -16,6 +16,7 @@ from bananas.ports import free_port
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from tests.bells import rings
 from tests.integration.gateway_player import SOON_S, Answer, Player, call
 from tests.platform import Platform, until
 
@@ -201,7 +202,7 @@ def fast_runner(url: str, stop: threading.Event) -> None:
             for c in step.claims
         ]
         if not settlements:
-            queue.ring("default", 0.2)
+            rings(queue, "default", 0.2)
     connections.close()
 
 

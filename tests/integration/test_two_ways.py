@@ -24,6 +24,7 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.tokens import Tokens
+from tests.bells import rings
 from tests.integration.gateway_player import SOON_S, Player, call
 from tests.platform import Platform
 
@@ -216,7 +217,7 @@ def _serve(redis_url: str, stop: Event) -> None:
             else:
                 player.settle(claim, result=claim.payload)
         if not claims:
-            player.queue.ring("default", 0.1)
+            rings(player.queue, "default", 0.1)
     connections.close()
 
 

@@ -17,11 +17,13 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
 from bananas.testing import FakeSandboxFactory, ManualClock
+from runner.crew import Crew
 from runner.executor import Executor
 from runner.gate import Gate
 from runner.heartbeat import InFlight
 from runner.pool import SandboxPool, profile_of
-from runner.worker import Worker
+from runner.worker import Bell, Worker
+from tests.bells import rings
 
 SPEC = PoolSpec(concurrency=4)
 
@@ -150,4 +152,97 @@ def test_draining_worker_claims_nothing_more(rig):
     rig.worker.rang("default")
     gevent.sleep(0.05)
     assert rig.queue.show(job).state is JobState.PENDING
-    assert rig.queue.ring("default", 0.1), "the ring it took must be passed on"
+    assert rings(rig.queue, "default", 0.1), "the ring it took must be passed on"
+
+
+class InThread(Queue):
+    """Waits in a thread, since nothing has patched the sockets of the tests."""
+
+    def step_on_ring(self, *args):
+        return gevent.get_hub().threadpool.apply(super().step_on_ring, args)
+
+
+@pytest.fixture
+def bell(rig: Rig) -> Iterator[Bell]:
+    queue = InThread(rig.connections)
+    bell = Bell(lambda role, e: rig.crashes.append((role, e)), queue, rig.pool, rig.worker, "r", 30.0)
+    rig.worker.start()
+    bell.start()
+    rig.until(lambda: rig.connections.commands.info("clients")["blocked_clients"] == 1)
+    yield bell
+    assert rig.worker.drain(20.0)
+    bell.stop(20)
+
+
+def test_an_idle_worker_is_given_jobs_by_who_enqueues_them(rig, bell):
+    """Nobody tells the worker to look: the ring itself claims, one after another and several at once."""
+    for _ in range(3):
+        job = rig.queue.enqueue(NewJob("echo", b"7")).id
+        rig.until(lambda job=job: rig.queue.show(job).state is JobState.COMPLETED)
+    jobs = [rig.queue.enqueue(NewJob("echo", b"1")).id for _ in range(50)]
+    rig.until(lambda: all(rig.queue.show(job).state is JobState.COMPLETED for job in jobs))
+    assert len(rig.factory.created) <= SPEC.concurrency
+    rig.until(lambda: rig.pool.free == SPEC.concurrency)
+
+
+def test_a_drain_ends_the_claim_that_waits(rig, bell):
+    """It is over when the drain is, so no job can be given to a runner that has stopped."""
+    assert rig.worker.drain(20.0)
+    rig.until(lambda: rig.connections.commands.info("clients")["blocked_clients"] == 0)
+    job = rig.queue.enqueue(NewJob("echo", b"1")).id
+    assert rings(rig.queue, "default", 5), "nobody listens any more"
+    assert rig.queue.show(job).state is JobState.PENDING
+
+
+def test_what_a_waiting_claim_brings_too_late_goes_back_untouched(rig):
+    """The drain began between the claim and its answer: another runner gets the job, and nothing counts against it."""
+    rig.worker.start()
+    job = rig.queue.enqueue(NewJob("echo", b"1")).id
+    rig.worker.promise("default", 4)
+    step = rig.queue.step_on_ring("r", 30_000, "default", 4, 5.0)
+    assert [claim.id for claim in step.claims] == [job]
+    rig.worker.claiming = False
+    rig.worker.kept("default", 0.0, step)
+    assert rig.worker.drain(20.0)
+    rig.until(lambda: rig.queue.show(job).state is JobState.PENDING)
+    record = rig.queue.show(job)
+    assert (record.failures, record.losses, rig.factory.created) == (0, 0, [])
+
+
+def test_a_step_leaves_the_places_that_are_promised(rig):
+    """A claim that waits may be answered at any moment, so nobody else fills its places."""
+    assert rig.worker.places(rig.pool) == SPEC.concurrency
+    rig.worker.promise("default", 3)
+    assert rig.worker.places(rig.pool) == SPEC.concurrency - 3
+    rig.worker.kept("default", 0.0, None)
+    assert rig.worker.places(rig.pool) == SPEC.concurrency
+
+
+def test_a_crew_uses_its_greenlets_again_and_tells_of_a_crash():
+    """As many greenlets as ran at once; one that fails is told of, and the others go on."""
+    crashes: list[BaseException] = []
+    ran: list[object] = []
+    crew = Crew(crashes.append)
+    go = Event()
+
+    def work():
+        ran.append(gevent.getcurrent())
+        go.wait(20)
+
+    for _ in range(3):
+        crew.run(work)
+    gevent.sleep(0)
+    go.set()
+    gevent.sleep(0.01)
+    for _ in range(6):
+        crew.run(work)
+        gevent.sleep(0.001)
+    with gevent.Timeout(20):
+        while len(ran) < 9:
+            gevent.sleep(0.001)
+    assert len(set(map(id, ran))) == 3
+    crew.run(lambda: 1 / 0)
+    with gevent.Timeout(20):
+        while not crashes:
+            gevent.sleep(0.001)
+    assert isinstance(crashes[0], ZeroDivisionError)

@@ -79,7 +79,21 @@ class Inspector:
 
 def compare(model: Model, dump: Dump) -> None:
     """Raise AssertionError with the place where the server differs from the model."""
-    known = {"job", "lane", "stride", "bell", "running", "busy", "parked", "called", "unique", "tomb", "reply", "inbox"}
+    known = {
+        "job",
+        "lane",
+        "stride",
+        "bell",
+        "running",
+        "busy",
+        "parked",
+        "called",
+        "unique",
+        "tomb",
+        "reply",
+        "inbox",
+        "wake",
+    }
     known |= {
         "schedule",
         "leases",

@@ -20,6 +20,7 @@ from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RateSpec, RetrySpec
+from tests.bells import rings
 from tests.property import answers
 from tests.property.inspect_redis import Dump, Inspector, compare
 from tests.property.model import PRIORITIES, Function, Limits, Model
@@ -116,7 +117,7 @@ class Both(RuleBasedStateMachine):
     def run_step(self, ends: list[Settlement], free: list[tuple[str, int]], is_called: bool) -> None:
         for pool, _ in free:
             if is_called and pool in self.model.bells:
-                assert self.queue.ring(pool, 1)
+                assert rings(self.queue, pool, 1)
                 self.model.bells.discard(pool)
         claims: list[Claim] = []
 
