@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from bananas import keys
 from bananas.job import Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.tokens import Tokens
-from tests.bells import rings
 from tests.integration.gateway_player import SOON_S, Player, call
 from tests.platform import Platform
 
@@ -217,7 +217,7 @@ def _serve(redis_url: str, stop: Event) -> None:
             else:
                 player.settle(claim, result=claim.payload)
         if not claims:
-            rings(player.queue, "default", 0.1)
+            connections.blocking.bzpopmin([keys.bell("default")], timeout=0.1)
     connections.close()
 
 
