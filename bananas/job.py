@@ -1,8 +1,9 @@
 """The vocabulary of jobs: states, outcomes, and the records that cross process borders.
 
-What a runner makes for each attempt is a struct, which is built at a fifth of a frozen dataclass's cost.
 A *state* belongs to a job, an *outcome* to one attempt of it. Which outcome leads where is decided in
 ``bananas.retry.decide`` and moved by ``scripts/step.lua``.
+
+What a runner makes for every attempt is a struct, since frozen dataclasses take longer to make.
 """
 
 from __future__ import annotations

@@ -113,12 +113,8 @@ class DockerSandbox:
         if call.traceparent is not None:
             meta["traceparent"] = call.traceparent
         ask = framing.Frame(framing.INVOKE, call.call_id, meta, call.payload)
-        deadline_s = began + call.timeout_s
-        if self._relay is None:
-            frame = self._talk.ask(ask, _ANSWERS, deadline_s, on_log, on_progress)
-        else:
-            with self._relay.during(call.job_id, on_log):
-                frame = self._talk.ask(ask, _ANSWERS, deadline_s, on_log, on_progress)
+        with self.during(call.job_id, on_log):
+            frame = self._talk.ask(ask, _ANSWERS, began + call.timeout_s, on_log, on_progress)
         run_ms = (time.monotonic() - began) * 1000
         reusable = frame.meta.get("reusable", True) is True
         why_not = "" if reusable else str(frame.meta.get("why_not") or "the shim said so")[:200]

@@ -37,7 +37,8 @@ def decode_json(text: str) -> Any:
     try:
         value, end = _decode_at_once(text)
     except ValueError:
-        return json.loads(text)  # which skips spaces, or says what is wrong
+        end = -1
+    # It skips the spaces, or says what is wrong.
     return value if end == len(text) else json.loads(text)
 
 
