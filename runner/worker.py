@@ -122,10 +122,13 @@ class Worker(GreenletService):
             self.rang(pool)  # what rang meanwhile is unknown
         else:
             self._note_dry(pool, len(step.claims), places)
+            claimed_s = self._claimed_s(sent_s, step.now_ms)
+            # If this process stood still meanwhile, another one may have the jobs, or soon will.
+            is_fresh = (time.monotonic() - claimed_s) * 2000 < self._lease_ms
             for claim in step.claims:
                 # By now the place may be gone: fewer are allowed, or the runner stops.
-                is_welcome = self.claiming and self.free(self._pools[pool]) > 0
-                self._begin(claim, self._claimed_s(sent_s, step.now_ms), is_welcome=is_welcome)
+                is_welcome = is_fresh and self.claiming and self.free(self._pools[pool]) > 0
+                self._begin(claim, claimed_s, is_welcome=is_welcome)
             self._on_step(step)
         self._drained.set()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -207,6 +209,22 @@ def test_what_a_waiting_claim_brings_too_late_goes_back_untouched(rig):
     rig.until(lambda: rig.queue.show(job).state is JobState.PENDING)
     record = rig.queue.show(job)
     assert (record.failures, record.losses, rig.factory.created) == (0, 0, [])
+
+
+def test_what_a_waiting_claim_brought_long_ago_is_not_run(rig):
+    """A runner that stood still may not be the only one with the job: it gives it back, and may get it anew."""
+    rig.worker.start()
+    rig.until(lambda: rig.worker._reference is not None)
+    job = rig.queue.enqueue(NewJob("echo", b"1")).id
+    rig.worker.promise("default", 4)
+    step = rig.queue.step_on_ring("r", 30_000, "default", 4, 5.0)
+    long_ago = dataclasses.replace(step, now_ms=step.now_ms - 16_000)
+    rig.worker.kept("default", time.monotonic() - 60, long_ago)
+    [stale] = rig.in_flight.all()
+    assert stale.handed_back
+    rig.until(lambda: rig.queue.show(job).state is JobState.COMPLETED)
+    record = rig.queue.show(job)
+    assert (record.token, record.failures, record.losses) == (2, 0, 0)
 
 
 def test_a_step_leaves_the_places_that_are_promised(rig):
