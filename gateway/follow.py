@@ -24,7 +24,8 @@ from bananas.queue import Queue as Jobs
 from gateway import hangup
 from gateway.wait import Waiters
 
-#: How often runners are looked for, and how long one look into the streams blocks: a new follower waits for it.
+#: How often runners are looked for while all of them tell, and how long one look into the streams blocks: a new
+#: follower waits for it, and so does the next question while a runner tells nothing yet.
 _ASK_S: Final = 2.0
 _BLOCK_S: Final = 0.5
 #: Runners that tell already are told again before they stop.
@@ -118,15 +119,18 @@ class Followers:
             try:
                 now_s = time.monotonic()
                 is_new = any(job_id not in positions for job_id in self._mails)
-                if is_new or now_s - asked_s >= _ASK_S:
+                is_told = all(job_id in told for job_id in self._mails)
+                if is_new or now_s - asked_s >= (_ASK_S if is_told else _BLOCK_S):
                     if now_s - again_s >= _AGAIN_S:
                         told, again_s = {}, now_s
-                    told = self._follow.ask({job_id: told.get(job_id, "") for job_id in self._mails})
+                    self._follow.ask({job_id: told.get(job_id, "") for job_id in self._mails})
                     asked_s = now_s
                 positions = {job_id: positions.get(job_id, Position()) for job_id in self._mails}
                 pieces, moved = self._follow.read(positions, _BLOCK_S)
                 positions |= moved
                 for piece in pieces:
+                    # Not before: a runner that is asked in the moment of its claim does not know the attempt yet.
+                    told[piece.job_id] = str(piece.token)
                     self._hand_out(piece)
             except RedisUnavailable as e:
                 events.FOLLOW_WAITS(error=e)

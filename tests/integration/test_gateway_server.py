@@ -137,6 +137,20 @@ def raw_request(path: str, body: bytes = b"{}", method: str = "POST") -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def test_a_runner_is_asked_for_output_until_it_tells_some(platform, player):
+    """One that is asked in the moment of its claim does not know the attempt yet."""
+    job = player.queue.enqueue(NewJob("hello", b"1"))
+    claim = player.claim()
+
+    def follows() -> bool:
+        return player.queue.pop_inbox("player", 1.0) == ("follow", job.id, str(claim.token))
+
+    with hang_up(platform, raw_request(f"/jobs/{job.id}/logs?follow=1", b"", "GET")):
+        for _ in range(2):
+            until(follows, SOON_S, "the runner to be asked")
+        player.settle(claim)
+
+
 def test_a_client_that_hangs_up_takes_its_job_with_it(platform, player):
     """Queued or running: the job is cancelled, and the runner is told to end the attempt."""
     connection = hang_up(platform, raw_request("/functions/hello/invoke"))
