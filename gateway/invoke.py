@@ -154,10 +154,11 @@ class Invoker:
         self, function: str, queued: Enqueued, waiter: Waiter, environ: dict[str, Any], key: str | None
     ) -> Reply | None:
         """The end of the job; None when all the time for it is over. Raises ClientGone."""
+        budget_s = 0 if waiter.is_over else self._budget_s(function, queued)
         reply = waiter.wait(_UNWATCHED_S)
         if reply is None:
             with hangup.watched(environ, waiter.abandon):
-                reply = waiter.wait(self._budget_s(function, queued))
+                reply = waiter.wait(budget_s)
         return self._overdue(waiter, key) if reply is None else reply
 
     def _check_served(self, function: str, pool: str, *, fresh: bool = False) -> None:
