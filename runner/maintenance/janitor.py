@@ -34,12 +34,16 @@ class Janitor(PeriodicService):
         self._leftovers = leftovers
         #: Where the audit goes on.
         self._cursor = 0
+        #: True while more records wait to be dropped than one batch holds.
+        self._is_behind = False
 
     def run_once(self) -> float | None:
-        """One round; comes back at once when a batch was full."""
-        self._audit()
-        self._tidy()
-        return 0.0 if self._queue.sweep(_BATCH) >= _BATCH else None
+        """One round; comes back at once when a batch was full, and then only for the next batch."""
+        if not self._is_behind:
+            self._audit()
+            self._tidy()
+        self._is_behind = self._queue.sweep(_BATCH) >= _BATCH
+        return 0.0 if self._is_behind else None
 
     def _tidy(self) -> None:
         for _ in range(_AUDIT_LOOKS):
