@@ -188,12 +188,17 @@ class _Finding:
         self._finder = finder
         super().__init__(*args, **kwargs)
 
+    def is_left(self: Any) -> bool:
+        """True for an open socket to a server that others have left."""
+        if self._finder is None or not self._sock:
+            return False
+        self._finder.recheck()
+        return bool((self.host, self.port) != self._finder.address)
+
     def connect(self: Any) -> None:
-        """Called by the pool before every use: an open socket to a server that others have left is closed."""
-        if self._finder is not None and self._sock:
-            self._finder.recheck()
-            if (self.host, self.port) != self._finder.address:
-                self.disconnect()
+        """Called by the pool before every use: a socket to a server that others have left is closed."""
+        if self.is_left():
+            self.disconnect()
         super().connect()  # type: ignore[misc]
 
     def connect_check_health(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -126,6 +126,8 @@ class Repeated:
         if self._connection is None:
             self._connection, self._due = self._wire.take(), 0
         try:
+            if self._connection.is_left():
+                raise redis.exceptions.ConnectionError("the server was left for another one")
             if self._due <= self._ahead // 2:
                 missing = self._ahead - self._due
                 data = _packed(self._connection, [self._command] * missing)

@@ -307,6 +307,29 @@ def _is_there(queue: Queue, job_id: str) -> bool:
     return True
 
 
+def test_pops_that_are_sent_ahead_leave_a_master_that_others_have_left(servers: Servers) -> None:
+    """One that nobody has told so answers on and on: whoever reads there would wait for replies that go elsewhere."""
+    old, new = servers.server(), servers.server()
+    sentinel = servers.sentinel(old.port, 1)
+    connections = Connections(f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}/0")
+    replies = Queue(connections).replies("{bananas}reply:me", 0.2, 10, ahead=4)
+    assert replies.pop() == []
+    sentinel.ask("SENTINEL", "REMOVE", SERVICE)
+    sentinel.ask("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", new.port, 1)
+
+    def has_heard() -> bool:
+        try:
+            assert replies.pop() == []
+        except RedisUnavailable as e:
+            return "left" in str(e)
+        return False
+
+    until(has_heard, 30, "the reader to hear of it")
+    new.ask("RPUSH", "{bananas}reply:me", "j1\ncompleted\nnull\nr7")
+    until(lambda: [reply.id for reply in replies.pop()] == ["j1"], 30, "the reply")
+    connections.close()
+
+
 def cut_replicas(replicas: ReplicaSet) -> None:
     """The replicas lose their master, and cannot come back; sentinels and clients see nothing of it."""
     for replica in replicas.replicas:
