@@ -21,6 +21,7 @@ from bananas.job import (
     JobRecord,
     JobState,
     NewJob,
+    Outcome,
     Reply,
     Settlement,
 )
@@ -118,7 +119,7 @@ def settlement_args(s: Settlement) -> list[Any]:
         s.decision.action,
         s.decision.delay_ms,
         attempt.outcome.value,
-        reason.value if reason else "",
+        reason.value if reason else "fresh" if _is_fresh(attempt) else "",
         s.result,
         error,
         _encode_attempt(attempt),
@@ -127,6 +128,11 @@ def settlement_args(s: Settlement) -> list[Any]:
         run_ms or 0,
         s.progress,
     ]
+
+
+def _is_fresh(attempt: Attempt) -> bool:
+    """True when nothing of it has begun: so the job may still expire."""
+    return attempt.outcome is Outcome.HELD_UP or (attempt.outcome is Outcome.HANDED_BACK and attempt.start is None)
 
 
 def _encode_attempt(attempt: Attempt) -> bytes:

@@ -53,8 +53,8 @@ Scripts take the fixed keys in KEYS and derive a job's, lane's or function's key
 A job's fields: ``fn ver pool prio state payload created enqueued due timeout maxr retry ttl expires token failures
 losses starts runner claimed finished reason result error hist waiters uniq pseq progress trace fresh`` (the last
 two only when given) and ``log:<token>`` per attempt that printed. ``state`` is one of the API's or ``parked``, which
-the API calls pending; ``pseq`` is its number there; ``fresh`` is its last token, if it was held up at that claim and at
-each before; ``rkey`` is the idempotency key of its last replay. Members of
+the API calls pending; ``pseq`` is its number there; ``fresh`` is its last token, if nothing began at that claim nor at
+any before; ``rkey`` is the idempotency key of its last replay. Members of
 ``parked:`` and ``called:`` are ``<pool>:<rank of the priority>:<pseq>:<id>`` and sort by that text.
 With a callback: ``cb`` its URL, ``cbend`` counts the job's ends, ``cbstate`` (pending, delivered, failed), ``cbtries``
 and ``cberr``, the last try's error. ``sync`` is 1 for a synchronous call.

@@ -9,7 +9,8 @@
 -- KEYS     the fixed keys (see _lib.lua)
 -- ARGV     1 prefix, 2 runner, 3 lease ms, 4 push bytes, 5 reply list length, 6 history lines, 7 dead letter ttl ms,
 --          8 number of settlements, 9 number of pools; then 13 values per settlement: id, token,
---          action (complete|retry|dead|back), delay ms, outcome, reason, result, error (JSON), attempt (JSON), logs,
+--          action (complete|retry|dead|back), delay ms, outcome, reason (of dead; of back: fresh = nothing of it began, or
+--          ''), result, error (JSON), attempt (JSON), logs,
 --          duration bucket ('' = none), run ms (to the µs), progress (JSON or ''); then 2 values per pool: name, free slots (0 =
 --          only ring again)
 -- derived  job:<id>, lane:<pool>:<priority>, stride:<pool>, bell:<pool>, parked:<function>, running:<function>,
@@ -74,8 +75,8 @@ local function settle_all()
     else -- back: as if it had never been claimed, but for the token and the count that bounds what is free of charge
       redis.call('HSET', key, unpack(fields))
       if outcome == 'displaced' then redis.call('HINCRBY', key, 'starts', 1) end
-      if outcome == 'held_up' then
-        -- Nothing of a job has begun that was held up at every claim so far: it may still expire. `fresh` is its last such claim.
+      if reason == 'fresh' then
+        -- A job of which nothing began at any claim so far may still expire. `fresh` is its last such claim.
         local f = redis.call('HMGET', key, 'expires', 'fresh')
         if f[1] ~= '0' and tonumber(f[2] or '0') == tonumber(token) - 1 then
           redis.call('HSET', key, 'fresh', token)
@@ -99,6 +100,9 @@ local function settle_all()
   freed = {}
   for pool in pairs(pools_freed) do ring_if_bounded(pool) end
 end
+
+-- What the latest claim took out of a lane, the lane's priority, and how many of these it has looked at.
+local popped, popped_from, looked_at
 
 local function claim(pool, free)
   local stride = P .. 'stride:' .. pool
@@ -178,7 +182,9 @@ local function claim(pool, free)
       -- A lane that is alone has every turn.
       local n = left[best] == waiting and math.min(free - taken, waiting, looks) or 1
       if n > 1 then begin_many() end
-      for _, id in ipairs(redis.call('LPOP', lane_key(pool, best), n)) do
+      popped, popped_from = redis.call('LPOP', lane_key(pool, best), n), best
+      for i, id in ipairs(popped) do
+        looked_at = i
         local c = take(pool, best, id)
         if c then
           claims[#claims + 1] = c
@@ -196,10 +202,21 @@ end
 
 if settlements > 0 then guarded(settle_all) end
 for _ = 1, pools do
-  guarded(claim, ARGV[at], tonumber(ARGV[at + 1]))
+  local pool = ARGV[at]
+  local is_done, problem = pcall(claim, pool, tonumber(ARGV[at + 1]))
+  if not is_done then
+    -- Those behind a job that cannot be read stay where they were.
+    for i = popped and #popped or 0, (looked_at or 0) + 1, -1 do
+      redis.call('LPUSH', lane_key(pool, popped_from), popped[i])
+    end
+    ring(pool)
+    flush()
+    error(problem, 0)
+  end
   at = at + 2
 end
 if #freed > 0 then
+  flush()
   -- use: _parked
   for _, fn in ipairs(freed) do unpark(fn) end
 end

@@ -29,7 +29,8 @@ def settlement(c: Claim, outcome: Outcome) -> Settlement:
     """As a runner reports it."""
     error = None if outcome is Outcome.OK else {"type": "E", "message": "m"}
     decision = retry.decide(outcome, c.retries, c.failures, c.starts, Random(0))
-    return Settlement(c, Attempt(c.token, outcome, "runner", 0, error=error), decision, b"1")
+    start = None if outcome is Outcome.HELD_UP else "warm"
+    return Settlement(c, Attempt(c.token, outcome, "runner", 0, start, error=error), decision, b"1")
 
 
 def end(queue: Queue, claims: Sequence[Claim], outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from bananas.job import JobState, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
+from tests.bells import rings
 from tests.integration.jobs import LEASE_MS, enqueue, ids, repairs, settlement
 from tests.integration.test_queue import deploy
 
@@ -64,6 +65,35 @@ def test_a_job_that_cannot_be_settled_leaves_none_before_it_half_written(
     assert redis.zscore(keys.DONE, first.id) is not None
     assert not redis.sismember(keys.running("hello"), first.id)
     assert [reply.id for reply in queue.replies(reply_to, 5, 10, ahead=1).pop()] == [first.id]
+
+
+def test_a_job_that_cannot_be_claimed_takes_none_with_it(queue: Queue, connections: Connections) -> None:
+    """Those before it are claimed as a whole, those behind it stay in their lane."""
+    redis = connections.commands
+    first, broken, *behind = enqueue(queue, 4, "hello")
+    redis.hset(keys.job(broken), "token", "none")
+    with pytest.raises(ResponseError, match="user_script"):
+        queue.step("runner", LEASE_MS, [], [("default", 4)])
+    assert redis.zscore(keys.LEASES, first) is not None
+    assert redis.sismember(keys.running("hello"), first)
+    assert rings(queue, "default", 5)
+    assert ids(queue.step("runner", LEASE_MS, [], [("default", 4)]).claims) == behind
+
+
+def test_a_job_that_cannot_become_due_takes_none_with_it(queue: Queue, connections: Connections) -> None:
+    """Those before it are in their lane, those behind it stay in the schedule, and it is in nobody's way."""
+    redis = connections.commands
+    first, broken, *behind = enqueue(queue, 4, "hello", delay_ms=3_600_000)
+    for at, job_id in enumerate((first, broken, *behind)):
+        redis.zadd(keys.SCHEDULE, {job_id: at + 1}, xx=True)
+    redis.set(keys.job(broken), "no record")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        queue.promote()
+    assert redis.lrange(keys.lane("default", "normal"), 0, -1) == [first.encode()]
+    assert redis.zrange(keys.SCHEDULE, 0, -1) == [job_id.encode() for job_id in behind]
+    assert rings(queue, "default", 5)
+    queue.promote()
+    assert ids(queue.step("runner", LEASE_MS, [], [("default", 4)]).claims) == [first, *behind]
 
 
 def test_a_full_redis_still_gives_out_what_is_queued(queue: Queue, connections: Connections) -> None:

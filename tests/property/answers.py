@@ -100,7 +100,8 @@ def told(c: Claim) -> tuple[Any, ...]:
 def settlement(c: Claim, how: tuple[Any, Outcome, str], hours: int, is_big: bool) -> Settlement:
     action, outcome, reason = how
     error = None if outcome is Outcome.OK else {"type": "E", "message": "m"}
-    attempt = Attempt(c.token, outcome, "r1", 0, timings={"run_ms": 3.0}, error=error)
+    start = None if outcome is Outcome.HELD_UP else "warm"
+    attempt = Attempt(c.token, outcome, "r1", 0, start, timings={"run_ms": 3.0}, error=error)
     result = (b'"much too big"' if is_big else b"1") if outcome is Outcome.OK else b""
     decision = Decision(action, hours * HOUR_MS if action == "retry" else 0, DeadReason(reason) if reason else None)
     return Settlement(c, attempt, decision, result, b"log" if is_big else b"")
