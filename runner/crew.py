@@ -26,14 +26,15 @@ class Crew:
         if self._resting:
             get_hub().loop.run_callback(self._resting.pop().switch, work)
         else:
-            gevent.spawn(self._live, work)
+            gevent.spawn(self._live, [work])
 
-    def _live(self, work: Callable[[], None]) -> None:
+    def _live(self, first: list[Callable[[], None]]) -> None:
+        # Nothing keeps a piece of work that is done: neither the greenlet's arguments nor a name in here.
         try:
+            first.pop()()
             while True:
-                work()
                 rest: Waiter[Callable[[], None]] = Waiter()
                 self._resting.append(rest)
-                work = rest.get()
+                rest.get()()
         except Exception as e:  # noqa: BLE001 - the top of a greenlet: reported, then the runner ends
             self._on_crash(e)

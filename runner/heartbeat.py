@@ -8,6 +8,7 @@ runner may get them. No user code runs in this process, so neither can be held u
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from bananas import events
@@ -18,6 +19,9 @@ from runner.service import PeriodicService
 
 #: A beat that is late by more than this means that something held the event loop.
 _LAG_WARN_S = 1.0
+#: How long a message waits for its attempt: longer than a claim's answer may take. And how many may wait, in all and
+#: for one attempt.
+_EARLY_S, _MOST_EARLY, _MOST_OF_ONE = 15.0, 1000, 2
 
 
 class InFlight:
@@ -25,10 +29,29 @@ class InFlight:
 
     def __init__(self) -> None:
         self._attempts: dict[tuple[str, int], Running] = {}
+        #: What came for attempts that are not here, with its monotonic second; the oldest first.
+        self._early: OrderedDict[tuple[str, int], tuple[float, list[Callable[[Running], None]]]] = OrderedDict()
 
     def add(self, running: Running) -> None:
-        """A claim begins."""
-        self._attempts[running.claim.id, running.claim.token] = running
+        """A claim begins; it hears what came for it before."""
+        key = (running.claim.id, running.claim.token)
+        self._attempts[key] = running
+        if key in self._early:
+            came_s, messages = self._early.pop(key)
+            for message in messages if time.monotonic() - came_s < _EARLY_S else ():
+                message(running)
+
+    def tell(self, job_id: str, token: int, message: Callable[[Running], None]) -> None:
+        """Call it with the attempt: now, or when that begins. A claim and a message about it come by two connections,
+        so the message may be the first of them; one for an attempt that is over finds nobody and is dropped."""
+        running = self.get(job_id, token)
+        if running is not None:
+            message(running)
+            return
+        _, messages = self._early.pop((job_id, token), (0.0, []))
+        self._early[job_id, token] = (time.monotonic(), [*messages, message][-_MOST_OF_ONE:])
+        if len(self._early) > _MOST_EARLY:
+            self._early.popitem(last=False)
 
     def remove(self, claim: Claim) -> None:
         """Its settlement arrived, or it was given up. Another attempt with its token stays."""

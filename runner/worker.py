@@ -123,8 +123,7 @@ class Worker(GreenletService):
         else:
             self._note_dry(pool, len(step.claims), places)
             claimed_s = self._claimed_s(sent_s, step.now_ms)
-            # If this process stood still meanwhile, another one may have the jobs, or soon will.
-            is_fresh = (time.monotonic() - claimed_s) * 2000 < self._lease_ms
+            is_fresh = self._is_fresh(claimed_s)
             for claim in step.claims:
                 # By now the place may be gone: fewer are allowed, or the runner stops.
                 is_welcome = is_fresh and self.claiming and self.free(self._pools[pool]) > 0
@@ -140,10 +139,15 @@ class Worker(GreenletService):
         then_s, then_ms = self._reference
         return max(sent_s, min(time.monotonic(), then_s + (now_ms - then_ms) / 1000))
 
+    def _is_fresh(self, claimed_s: float) -> bool:
+        """False when this process stood still since: another one may have the jobs, or soon will."""
+        return (time.monotonic() - claimed_s) * 2000 < self._lease_ms
+
     def drain(self, deadline_s: float) -> bool:
         """Stop claiming and wait for running attempts; False when some were still running at the deadline."""
         self.claiming = False
-        self._call_off()
+        if self._promised:
+            gevent.spawn(self._call_off, list(self._promised))  # a Redis that does not answer takes nothing of the time
         deadline = time.monotonic() + deadline_s
         while self._has_work and time.monotonic() < deadline:
             self._drained.clear()
@@ -155,12 +159,11 @@ class Worker(GreenletService):
         """Attempts in flight, or a claim under way that may bring some."""
         return self._is_stepping or bool(self._promised) or len(self._in_flight) > 0
 
-    def _call_off(self) -> None:
-        if self._promised:
-            try:
-                self._queue.call_off(self._runner, list(self._promised))
-            except RedisUnavailable as e:
-                events.WORKER_WAITS(error=e)  # then the claims end by their own time, or with their connections
+    def _call_off(self, pools: list[str]) -> None:
+        try:
+            self._queue.call_off(self._runner, pools)
+        except RedisUnavailable as e:
+            events.WORKER_WAITS(error=e)  # then the claims end by their own time, or with their connections
 
     def hand_back(self, deadline_s: float) -> None:
         """Return what still runs to the head of its lane: each sandbox is ended first, then the job goes back."""
@@ -220,8 +223,10 @@ class Worker(GreenletService):
             self._tally.settled(claim.pool, settlement.attempt, accepted)
             if not accepted:
                 events.ATTEMPT_REFUSED(job=claim.id, token=claim.token)
+        is_fresh = self._is_fresh(sent_s)
         for claim in step.claims:
-            self._begin(claim, sent_s, is_welcome=not self._is_handing_back)  # else the shutdown began meanwhile
+            # Not when the shutdown began meanwhile.
+            self._begin(claim, sent_s, is_welcome=is_fresh and not self._is_handing_back)
         self._on_step(step)
 
     def _note_dry(self, pool: str, claimed: int, places: int) -> None:
@@ -353,13 +358,9 @@ class Inbox(PeriodicService):
         """Block for one message."""
         match self._queue.pop_inbox(self._runner, BLOCK_S):
             case ("cancel", job_id, token):
-                running = self._in_flight.get(job_id, int(token))
-                if running is not None:
-                    running.abandon("cancelled")
+                self._in_flight.tell(job_id, int(token), lambda running: running.abandon("cancelled"))
             case ("follow", job_id, token):
-                running = self._in_flight.get(job_id, int(token))
-                if running is not None:
-                    self._on_followed(running)
+                self._in_flight.tell(job_id, int(token), self._on_followed)
             case ("pools",):
                 self._on_pools()
             case ("deployed", function):

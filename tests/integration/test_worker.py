@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
+import json
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from random import Random
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import gevent
 import pytest
 from gevent.event import Event
 
 from bananas import keys
-from bananas.job import JobState, NewJob
+from bananas.job import Claim, JobState, NewJob, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
-from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec
+from bananas.spec import Bundles, Deployment, FunctionSpec, PoolSpec, RetrySpec
 from bananas.testing import FakeSandboxFactory, ManualClock
+from runner import heartbeat, worker
 from runner.crew import Crew
-from runner.executor import Executor
+from runner.executor import Executor, Running
 from runner.gate import Gate
 from runner.heartbeat import InFlight
 from runner.pool import SandboxPool, profile_of
-from runner.worker import Bell, Worker
+from runner.worker import Bell, Inbox, Worker
 from tests.bells import rings
 
 SPEC = PoolSpec(concurrency=4)
@@ -211,6 +217,81 @@ def test_what_a_waiting_claim_brings_too_late_goes_back_untouched(rig):
     assert (record.failures, record.losses, rig.factory.created) == (0, 0, [])
 
 
+def test_what_nobody_began_still_expires(rig):
+    """A claim whose place is gone is no attempt: ``expires_after`` goes on."""
+    rig.worker.start()
+    job = rig.queue.enqueue(NewJob("echo", b"1", expires_after_ms=3_600_000)).id
+    redis = rig.connections.commands
+    until_ms = redis.zscore(keys.EXPIRING, job)
+    rig.worker.promise("default", 4)
+    step = rig.queue.step_on_ring("r", 30_000, "default", 4, 5.0)
+    assert redis.zscore(keys.EXPIRING, job) is None
+    rig.worker.claiming = False
+    rig.worker.kept("default", 0.0, step)
+    rig.until(lambda: rig.queue.show(job).state is JobState.PENDING)
+    assert redis.zscore(keys.EXPIRING, job) == until_ms
+
+
+def test_a_job_that_is_cancelled_in_the_moment_of_its_claim_does_not_run(rig):
+    """The message may come before the claim that it is about: it is kept until then."""
+    rig.worker.start()
+    job = rig.queue.enqueue(NewJob("echo", b"1")).id
+    rig.worker.promise("default", 4)
+    step = rig.queue.step_on_ring("r", 30_000, "default", 4, 5.0)
+    rig.queue.cancel(job)
+    followed: list[Running] = []
+    inbox = Inbox(lambda *_: None, rig.queue, rig.in_flight, "r", lambda: None, lambda _: None, followed.append)
+    inbox.run_once()
+    assert len(rig.in_flight) == 0
+    rig.worker.kept("default", time.monotonic(), step)
+    [cancelled] = rig.in_flight.all()
+    assert cancelled.abandoned == "cancelled"
+    rig.until(lambda: len(rig.in_flight) == 0)
+    assert rig.factory.created == []
+    assert rig.queue.show(job).state is JobState.CANCELLED
+
+
+def test_messages_for_nobody_are_forgotten(monkeypatch):
+    """Those for an attempt that is over never find one: they are few, and for a short time."""
+    monkeypatch.setattr(heartbeat, "_MOST_EARLY", 2)
+    heard: list[str] = []
+    in_flight = InFlight()
+    for job in ("a", "b", "c"):
+        in_flight.tell(job, 1, lambda running: heard.append(running.claim.id))
+
+    def begin(job: str, token: int = 1) -> None:
+        claim = Claim(job, token, "f", "v", "default", "normal", b"1", 1000, RetrySpec(), 0, 0, 0, 0, 1000)
+        in_flight.add(Running(claim, 0.0))
+
+    begin("a")
+    begin("b", 2)
+    assert heard == []
+    begin("b")
+    assert heard == ["b"]
+    monkeypatch.setattr(heartbeat, "_EARLY_S", 0.0)
+    begin("c")
+    assert heard == ["b"]
+
+
+def test_a_drain_does_not_wait_for_a_redis_that_hangs(rig):
+    """What calls waiting claims off is sent besides: the drain has its own deadline."""
+    answered = Event()
+
+    class Hanging(Queue):
+        def call_off(self, runner, pools):
+            assert answered.wait(20)
+            super().call_off(runner, pools)
+
+    rig.worker._queue = Hanging(rig.connections)
+    rig.worker.promise("default", 4)
+    assert not rig.worker.drain(0.01)
+    assert not answered.is_set()
+    answered.set()
+    rig.until(lambda: rig.connections.commands.exists(keys.wake("r")))
+    rig.worker.kept("default", 0.0, None)
+    assert rig.worker.drain(20.0)
+
+
 def test_what_a_waiting_claim_brought_long_ago_is_not_run(rig):
     """A runner that stood still may not be the only one with the job: it gives it back, and may get it anew."""
     rig.worker.start()
@@ -227,6 +308,26 @@ def test_what_a_waiting_claim_brought_long_ago_is_not_run(rig):
     assert (record.token, record.failures, record.losses) == (2, 0, 0)
 
 
+def test_what_a_step_brought_long_ago_is_not_run_either(rig, monkeypatch):
+    """The process stood still between the question and its answer."""
+    slept_s = [0.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(slept_s)))
+
+    class Sleepy(Queue):
+        def step(self, *args):
+            step = super().step(*args)
+            if step.claims and len(slept_s) == 1:
+                slept_s.append(16.0)
+            return step
+
+    rig.worker._queue = Sleepy(rig.connections)
+    job = rig.queue.enqueue(NewJob("echo", b"1")).id
+    rig.worker.start()
+    rig.until(lambda: rig.queue.show(job).state is JobState.COMPLETED)
+    outcomes = [json.loads(line)["outcome"] for line in rig.queue.show(job).history]
+    assert outcomes == [Outcome.HANDED_BACK, Outcome.OK]
+
+
 def test_a_step_leaves_the_places_that_are_promised(rig):
     """A claim that waits may be answered at any moment, so nobody else fills its places."""
     assert rig.worker.places(rig.pool) == SPEC.concurrency
@@ -234,6 +335,23 @@ def test_a_step_leaves_the_places_that_are_promised(rig):
     assert rig.worker.places(rig.pool) == SPEC.concurrency - 3
     rig.worker.kept("default", 0.0, None)
     assert rig.worker.places(rig.pool) == SPEC.concurrency
+
+
+def test_a_crew_keeps_nothing_of_what_is_done():
+    """Payloads, output and secrets of an attempt go with it, not with the next one of its greenlet."""
+    crew = Crew(lambda _: None)
+    pieces = []
+    for _ in range(2):
+        work = Mock()
+        pieces.append(weakref.ref(work))
+        crew.run(work)
+        with gevent.Timeout(20):
+            while not work.called:
+                gevent.sleep(0.001)
+        del work
+        gevent.sleep(0.001)
+        gc.collect()
+    assert [piece() for piece in pieces] == [None, None]
 
 
 def test_a_crew_uses_its_greenlets_again_and_tells_of_a_crash():
