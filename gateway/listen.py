@@ -15,6 +15,8 @@ from bananas import events
 from bananas.errors import ConfigError, RedisUnavailable
 from bananas.settings import Settings
 
+#: A client that takes no bytes of its answer for so long is gone.
+STUCK_S: Final = 60
 #: Connections that may wait to be accepted; a burst of clients is not turned away.
 BACKLOG: Final = 2048
 _NO_TOKEN: Final = 3
@@ -90,6 +92,8 @@ def bind(settings: Settings) -> socket.socket:
         raise ConfigError(f"cannot listen on {where}: {e.strerror or e}; look at BANANAS_HOST") from e
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; its connections have it from it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STUCK_S)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as e:

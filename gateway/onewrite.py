@@ -50,13 +50,18 @@ class Gathering:
             send(self._sock, held)
 
 
-def serve(app: Direct, req: Any, sock: socket.socket, addr: Any, server: Any, cfg: Any, *, last: bool) -> None:
+def serve(
+    app: Direct, req: Any, sock: socket.socket, addr: Any, server: Any, cfg: Any, *, last: bool, is_watched: bool
+) -> None:
     """Answer a request; raises StopIteration when the connection is to be closed then.
 
-    ``last``: no other request is taken on it.
+    ``last``: no other request is taken on it. ``is_watched``: its client can be seen to hang up, since its receiving
+    side was not ended by us.
     """
     out = Gathering(sock)
     answer, environ = wsgi.Response(req, out, cfg), environ_of(req, sock, addr, server, cfg)
+    if not is_watched:
+        del environ["gunicorn.socket"]
     if last:
         answer.force_close()
     try:

@@ -9,13 +9,16 @@ is refused.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import gevent
 from gevent import GreenletExit
 from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
@@ -34,8 +37,12 @@ ANSWER_S: Final = 2.0
 BEAT_S: Final = 1.0
 
 
-#: How a connection breaks when its client goes.
-_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+#: Requests that one connection may have answered before others get a turn, when it sends them without a pause.
+_IN_A_ROW: Final = 16
+#: Stands for the time since which a connection is idle that has been ended.
+_ENDED: Final = -math.inf
+#: How a connection breaks when its client goes, or takes no bytes any more.
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 #: Not the client's doing, although they are of the same kind.
 _OURS: Final = (
     http_errors.InvalidResponseHeader,
@@ -93,9 +100,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._idle[client] = time.monotonic()
         server, req = listener.getsockname(), None
         try:
-            for req in Requests(self.cfg, client, addr):
+            for nth, req in enumerate(Requests(self.cfg, client, addr), 1):
                 self.handle_request(server, req, client, addr)
                 req = None
+                if nth % _IN_A_ROW == 0:
+                    gevent.sleep(0)
         except (StopIteration, http_errors.NoMoreData) as e:
             self.log.debug("a connection ends: %r", e)
         except OSError as e:
@@ -109,11 +118,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         """One request on it."""
-        self._idle.pop(sock, None)
+        is_ended = self._idle.pop(sock, 0.0) == _ENDED
+        last = is_ended or not self.alive
         try:
-            serve(self.wsgi.wsgi_app, req, sock, addr, listener_name, self.cfg, last=not self.alive)
+            serve(self.wsgi.wsgi_app, req, sock, addr, listener_name, self.cfg, last=last, is_watched=not is_ended)
         except (GreenletExit, SystemExit):
             self.log.debug("a request was ended with its process")
+            raise StopIteration from None  # another answer would be taken for the one that is missing
         finally:
             self._idle[sock] = time.monotonic()
 
@@ -149,7 +160,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 break  # the later ones stand behind it
             try:
                 # What has arrived is still read and answered; then the parser sees the end.
-                connection.shutdown(socket.SHUT_RD)
+                _end_receiving(connection)
+                self._idle[connection] = _ENDED
             except OSError:
                 self._idle.pop(connection, None)  # it has ended by itself
 
@@ -162,3 +174,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         waiters.let_go()
         if now_s - self._stopping_since_s >= self.cfg.graceful_timeout - ANSWER_S:
             waiters.stop()
+
+
+def _end_receiving(connection: socket.socket) -> None:
+    """Wakes who waits for bytes from it, who sees an end then; gevent's own ``shutdown`` would raise there instead."""
+    bare = get_original("socket", "socket")(fileno=connection.fileno())
+    try:
+        bare.shutdown(socket.SHUT_RD)
+    finally:
+        bare.detach()

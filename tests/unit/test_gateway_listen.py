@@ -45,6 +45,15 @@ def test_a_port_in_use_is_named(free_port):
             listen.bind(settings)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up(free_port):
+    """The kernel does that, for each connection that is accepted."""
+    with listen.bind(Settings(port=free_port)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * listen.STUCK_S
+
+
 def test_an_address_that_is_not_ours_is_named(free_port):
     """203.0.113.0/24 is for documentation, so no machine has it."""
     with pytest.raises(ConfigError, match=r"cannot listen on 203\.0\.113\.1"):
