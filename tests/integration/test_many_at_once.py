@@ -11,7 +11,7 @@ from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from tests.bells import rings
-from tests.integration.jobs import LEASE_MS, enqueue, ids, repairs, settlement
+from tests.integration.jobs import LEASE_MS, enqueue, ids, make_past, repairs, settlement
 from tests.integration.test_queue import deploy
 
 pytestmark = pytest.mark.redis
@@ -97,12 +97,15 @@ def test_a_job_that_cannot_become_due_takes_none_with_it(queue: Queue, connectio
 
 
 def test_a_full_redis_still_gives_out_what_is_queued(queue: Queue, connections: Connections) -> None:
-    """What makes room again is let through: claims, one and many at once, and their ends."""
+    """What makes room again is let through: jobs that become due, claims, one and many at once, and their ends."""
     accepted = enqueue(queue, 4, "hello")
+    delayed = enqueue(queue, 3, "hello", delay_ms=3_600_000)
+    make_past(connections, keys.SCHEDULE, delayed)
     connections.commands.config_set("maxmemory", "1mb")
     try:
-        claims = [c for n in (1, 3) for c in queue.step("runner", LEASE_MS, [], [("default", n)]).claims]
-        assert ids(claims) == accepted
+        assert queue.promote() == (3, None)
+        claims = [c for n in (1, 6) for c in queue.step("runner", LEASE_MS, [], [("default", n)]).claims]
+        assert sorted(ids(claims)) == sorted(accepted + delayed)
         assert all(queue.step("runner", LEASE_MS, [settlement(c, Outcome.OK) for c in claims], []).settled)
     finally:
         connections.commands.config_set("maxmemory", "0")
