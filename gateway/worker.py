@@ -12,6 +12,7 @@ import errno
 import math
 import socket
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,14 +99,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """One connection, which is never gunicorn's TLS or HTTP/2."""
         client.setblocking(True)
         self._idle[client] = time.monotonic()
-        server, req = listener.getsockname(), None
+        server, req, requests = listener.getsockname(), None, Requests(self.cfg, client, addr)
         try:
-            for nth, req in enumerate(Requests(self.cfg, client, addr), 1):
+            for nth, req in enumerate(requests, 1):
                 self.handle_request(server, req, client, addr)
                 req = None
                 if nth % _IN_A_ROW == 0:
                     gevent.sleep(0)
-        except (StopIteration, http_errors.NoMoreData) as e:
+        except StopIteration:
+            _say_goodbye(client, requests)
+        except http_errors.NoMoreData as e:
             self.log.debug("a connection ends: %r", e)
         except OSError as e:
             tell = self.log.debug if e.errno in _GONE else self.log.exception
@@ -124,7 +127,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             serve(self.wsgi.wsgi_app, req, sock, addr, listener_name, self.cfg, last=last, is_watched=not is_ended)
         except (GreenletExit, SystemExit):
             self.log.debug("a request was ended with its process")
-            raise StopIteration from None  # another answer would be taken for the one that is missing
+            raise GreenletExit from None  # another answer would be taken for the one that is missing
         finally:
             self._idle[sock] = time.monotonic()
 
@@ -174,6 +177,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         waiters.let_go()
         if now_s - self._stopping_since_s >= self.cfg.graceful_timeout - ANSWER_S:
             waiters.stop()
+
+
+def _say_goodbye(client: socket.socket, requests: Requests) -> None:
+    """Its last answer is written. Closed at once, a client that still sends might be reset before it has read that."""
+    with suppress(OSError):  # it has gone
+        client.shutdown(socket.SHUT_WR)
+        requests.finish_body()
 
 
 def _end_receiving(connection: socket.socket) -> None:
