@@ -51,28 +51,36 @@ class Gathering:
 
 
 def serve(
-    app: Direct, req: Any, sock: socket.socket, addr: Any, server: Any, cfg: Any, *, last: bool, is_watched: bool
+    app: Direct,
+    req: Any,
+    sock: socket.socket,
+    addr: Any,
+    server: Any,
+    cfg: Any,
+    *,
+    is_last: Callable[[], bool],
+    is_watched: bool,
 ) -> None:
     """Answer a request; raises StopIteration when the connection is to be closed then.
 
-    ``last``: no other request is taken on it. ``is_watched``: its client can be seen to hang up, since its receiving
-    side was not ended by us.
+    ``is_last``: asked when the answer begins; no other request is taken on it. ``is_watched``: its client can be seen
+    to hang up, since its receiving side was not ended by us.
     """
     out = Gathering(sock)
     answer, environ = wsgi.Response(req, out, cfg), environ_of(req, sock, addr, server, cfg)
     if not is_watched:
         del environ["gunicorn.socket"]
-    if last:
-        answer.force_close()
     try:
         whole = app.answer(environ)
         if whole is not None:
+            if is_last():
+                answer.force_close()
             answer.response_length = len(whole.body)
             out.holds = True
             out.sendall(whole.head(req.version, answer.version, closes=answer.should_close()))
             out.sendall(whole.body)
         else:
-            _relay(app.flask, environ, answer, out)
+            _relay(app.flask, environ, answer, out, is_last)
     except OSError:
         raise  # the client has gone; gunicorn looks which way
     except Exception as e:
@@ -87,9 +95,13 @@ def serve(
         raise StopIteration
 
 
-def _relay(app: Callable[..., Any], environ: dict[str, Any], answer: Any, out: Gathering) -> None:
+def _relay(
+    app: Callable[..., Any], environ: dict[str, Any], answer: Any, out: Gathering, is_last: Callable[[], bool]
+) -> None:
     """Run a WSGI app and write what it answers."""
     pieces = app(environ, answer.start_response)
+    if is_last():
+        answer.force_close()
     out.holds = answer.response_length is not None
     try:
         for piece in pieces:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Before the grace is over, so that the last answers still get out; the worker looks once in a second.
 ANSWER_S: Final = 2.0
+#: At a stop, a client that was busy so shortly before gets another answer, which tells it to close its connection.
+#: Closed at once, its next request might be on its way already, and be lost.
+QUIET_S: Final = 0.25
 #: Between two signs of life to the master.
 BEAT_S: Final = 1.0
 
@@ -122,9 +125,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         """One request on it."""
         is_ended = self._idle.pop(sock, 0.0) == _ENDED
-        last = is_ended or not self.alive
+        app = self.wsgi.wsgi_app
         try:
-            serve(self.wsgi.wsgi_app, req, sock, addr, listener_name, self.cfg, last=last, is_watched=not is_ended)
+            serve(
+                *(app, req, sock, addr, listener_name, self.cfg),
+                is_last=lambda: is_ended or not self.alive,
+                is_watched=not is_ended,
+            )
         except (GreenletExit, SystemExit):
             self.log.debug("a request was ended with its process")
             raise GreenletExit from None  # another answer would be taken for the one that is missing
@@ -173,7 +180,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         now_s = time.monotonic()
         if self._stopping_since_s is None:
             self._stopping_since_s = now_s
-        self._end_idle(now_s)
+        self._end_idle(now_s - QUIET_S)
         waiters.let_go()
         if now_s - self._stopping_since_s >= self.cfg.graceful_timeout - ANSWER_S:
             waiters.stop()

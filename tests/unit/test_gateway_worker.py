@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,16 @@ from gevent.event import Event
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
+from bananas.queue import Queue
+from bananas.redis_client import Connections
 from gateway import hangup
 from gateway.answers import Answer
 from gateway.asked import current
 from gateway.direct import Direct
 from gateway.front import Front
 from gateway.traffic import Traffic
-from gateway.worker import Worker
+from gateway.wait import Waiters
+from gateway.worker import QUIET_S, Worker
 
 KEEPALIVE_S = 75
 SOON_S = 20.0
@@ -60,7 +64,9 @@ class Served:
 
     def __init__(self, worker: Worker, view: Callable[[], Answer]) -> None:
         front = Front([], Traffic(lambda _counts: None), list)
-        worker.wsgi = SimpleNamespace(wsgi_app=Direct(front, {"/jobs": ("jobs.submit", view)}, view, lambda *_: []))
+        direct = Direct(front, {"/jobs": ("jobs.submit", view)}, view, lambda *_: [])
+        waiters = Waiters(Queue(Connections("redis://127.0.0.1:1")))  # nobody waits, so nobody connects
+        worker.wsgi = SimpleNamespace(wsgi_app=direct, extensions={"bananas.waiters": waiters})
         self.listener = gevent.socket.socket()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
@@ -150,3 +156,17 @@ def test_an_idle_connection_that_is_ended_is_no_error(worker, serve, caplog):
     worker.notify()
     assert served.rest() == b""
     assert caplog.records == []
+
+
+def test_at_a_stop_busy_clients_are_told_and_idle_ones_are_not_waited_for(worker, serve):
+    """No request is lost that was on its way when the stop began, nor one in which the stop began."""
+    served = serve(lambda: worker.handle_exit(signal.SIGTERM, None) or Answer(b""))
+    served.client.sendall(REQUEST)
+    assert b"\r\nConnection: close\r\n" in served.rest()
+    busy, idle = serve(lambda: Answer(b"")), serve(lambda: Answer(b""))
+    now_s = time.monotonic()
+    worker._idle = {idle.ours: now_s - 2 * QUIET_S, busy.ours: now_s + SOON_S}  # which is not over by then
+    worker.notify()
+    assert idle.rest() == b""
+    busy.client.sendall(REQUEST)
+    assert b"\r\nConnection: close\r\n" in busy.rest()
