@@ -1,9 +1,11 @@
 """How a waiting request is woken: one reader per gateway process takes the ends of jobs from this process's reply list.
 
 A waiter puts itself into ``_waiting`` first and is registered in Redis second (by ``enqueue`` or ``wait``, which look
-at the job and register in one step), so no end can slip between. When Redis went away the reader raises ``_epoch``,
+at the job and register in one step), so no end can slip between. When Redis went away the reader raises ``epoch``,
 registers every waiter again and goes on; a waiter whose own registration crossed that moment sees the new epoch and
-asks again. So neither a restart of Redis nor a reply lost with a connection loses a waiter. Nothing polls.
+asks again. It does so with another reply list: what was sent ahead on the connection that broke may still be there and
+take replies from the one before. So neither a restart of Redis nor a reply lost with a connection loses a waiter.
+Nothing polls.
 
 Everything here runs in one gevent hub: code between two calls to Redis is never interrupted, hence no locks.
 """
@@ -44,14 +46,15 @@ class Waiter:
     def submit(self, job: NewJob) -> Enqueued:
         """Enqueue the job of this waiter and wait for its end; raises what ``Queue.enqueue`` raises.
 
-        Its ``reply_to`` must be the owner's reply list.
+        Its ``reply_to`` is the owner's reply list, or was that when the job was made.
 
         When the answer is a duplicate, this job is not there; somebody else must wait for the other one.
         """
         epoch = self._owner.epoch
         enqueued = self._owner.queue.enqueue(job)
         self.is_registered = not enqueued.duplicate
-        if self._owner.epoch != epoch and self.is_registered:
+        is_stale = self._owner.epoch != epoch or self._owner.reply_list != job.reply_to
+        if is_stale and self.is_registered:
             self.ask()
         return enqueued
 
@@ -100,7 +103,7 @@ class Waiters:
 
     def __init__(self, queue: Queue, limit: int = MAX_WAITERS) -> None:
         self.queue = queue
-        self.reply_list = keys.reply(uuid.uuid4().hex)
+        self.reply_list = _new_list()
         #: Counts the times at which registrations in Redis may have been lost.
         self.epoch = 0
         self._limit = limit
@@ -160,6 +163,8 @@ class Waiters:
         while True:
             try:
                 if not is_connected:
+                    self.reply_list = _new_list()
+                    list_ = self.queue.replies(self.reply_list)
                     self.epoch += 1
                     self._register_again()
                 replies = list_.pop()
@@ -195,6 +200,11 @@ class Waiters:
                     waiter.fail(answer)
                 elif answer is not None:
                     waiter.resolve(answer)
+
+
+def _new_list() -> str:
+    """The key of a reply list that nobody reads yet."""
+    return keys.reply(uuid.uuid4().hex)
 
 
 def _stopping() -> Unavailable:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import gevent
 import pytest
 
-from bananas.errors import Unavailable
-from bananas.job import Enqueued, JobState, NewJob
+from bananas import keys
+from bananas.errors import RedisUnavailable, Unavailable
+from bananas.job import Enqueued, JobState, NewJob, Reply
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
@@ -62,6 +64,46 @@ def test_a_reply_lost_before_the_caller_knows_that_it_waits_is_asked_for(queue, 
         reply = waiter.wait(0)
     assert reply is not None
     assert (reply.state, reply.result) == (JobState.COMPLETED, b'"found"')
+
+
+class Broken:
+    """A reply list whose connection breaks at the first pop; afterwards nothing comes."""
+
+    def __init__(self, opened: list[str], reply_list: str) -> None:
+        self._is_first = not opened
+        opened.append(reply_list)
+
+    def pop(self) -> list[Reply]:
+        """Fail, or wait."""
+        if self._is_first:
+            raise RedisUnavailable("the connection broke")
+        gevent.sleep(60)
+        return []
+
+
+def test_a_connection_that_broke_can_take_no_replies_any_more(queue, waiters, monkeypatch):
+    """Pops that were sent ahead may still wait at the server, so waiters are told on another list from then on."""
+    opened: list[str] = []
+    monkeypatch.setattr(queue, "replies", lambda reply_list: Broken(opened, reply_list))
+    job = NewJob("hello", b"1", reply_to=waiters.reply_list)
+    with waiters.expect(job.id) as waiter:
+        waiter.submit(job)
+        with gevent.Timeout(20):
+            while waiters.epoch == 0 or len(opened) < 2:
+                gevent.sleep(0.01)
+        before, now = opened
+        assert before != now == waiters.reply_list
+        lists = queue._connections.commands.hget(keys.job(job.id), "waiters").decode().split("\n")
+        assert lists == [before, now]
+
+
+def test_a_call_made_for_a_list_that_is_not_read_any_more_waits_on_the_present_one(queue, waiters):
+    """Between the making of a job and its enqueuing the list may change."""
+    job = NewJob("hello", b"1", reply_to=keys.reply("before"))
+    with waiters.expect(job.id) as waiter:
+        waiter.submit(job)
+        lists = queue._connections.commands.hget(keys.job(job.id), "waiters").decode().split("\n")
+        assert lists == [keys.reply("before"), waiters.reply_list]
 
 
 def test_a_waiter_leaves_nothing_behind(queue, waiters):
