@@ -3,7 +3,8 @@
 Nothing else may call ``Queue.step``. One step is under way at a time; outcomes that arrive meanwhile ride on the next
 one, so batching merges only what is ready and a result never waits for company. A pool that has places and no jobs has
 its places *promised* to a claim that waits in Redis for the pool's bell (``Bell``): who enqueues a job thereby gives it
-to this runner, without a word from here. Such a claim is renewed every 5 seconds, so a lost ring costs at most that.
+to this runner, without a word from here. Such a claim is renewed every 5 seconds (half a lease, if that is less), so a
+lost ring costs at most that.
 """
 
 from __future__ import annotations
@@ -298,6 +299,9 @@ class Bell(GreenletService):
         self._worker = worker
         self._runner = runner
         self._lease_ms = round(lease_s * 1000)
+        #: Shorter than what is left of a lease: when a runner stands still, the claim that it has in Redis must be over
+        #: before the jobs that it had come back, or it is given them again.
+        self._wait_s = min(BLOCK_S, lease_s / 2)
 
     def run(self) -> None:
         """Wait, give the worker what was claimed, wait again."""
@@ -321,13 +325,15 @@ class Bell(GreenletService):
         step = None
         self._worker.promise(self._pool.name, places)
         try:
-            step = self._queue.step_on_ring(self._runner, self._lease_ms, self._pool.name, places, BLOCK_S)
+            step = self._queue.step_on_ring(self._runner, self._lease_ms, self._pool.name, places, self._wait_s)
         except RedisUnavailable as e:
             events.WORKER_WAITS(error=e)
         finally:
             self._worker.kept(self._pool.name, sent_s, step)
-        # What was claimed is sent to its sandboxes before this waits again.
-        self.stopping.wait(timeout=_BACKOFF_S[-1]) if step is None else gevent.sleep(0)
+        if step is None:
+            self.stopping.wait(timeout=_BACKOFF_S[-1])
+        else:
+            gevent.sleep(0)  # what was claimed is sent to its sandboxes before this waits again
 
 
 class Inbox(PeriodicService):
