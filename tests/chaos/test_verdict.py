@@ -101,6 +101,21 @@ def test_a_loss_without_a_cause_burns_an_attempt_and_with_one_is_a_recovery(case
     assert "recovery p99" in case.judged(Disruption("kill", began_s - 5, ("runner",))).broken()[-1]
 
 
+def test_a_job_that_the_next_runner_loses_too_recovers_from_that_loss(case):
+    """A runner may be killed between a claim and the start of the code: each loss is measured from its own cause."""
+    first_s = time.monotonic()
+    case.claim(lease_ms=0)
+    assert case.queue.reap() == (1, 0)
+    assert len(case.queue.step("runner2", 0, [], [("default", 1)]).claims) == 1
+    second_s = time.monotonic()
+    assert case.queue.reap() == (1, 0)
+    case.settle(*case.claim())
+    found = case.judged(Disruption("kill", first_s, ("runner",)), Disruption("kill", second_s, ("runner2",)))
+    assert found.broken() == []
+    assert len(found.recoveries_s) == 1, "one loss, from the second kill"
+    assert found.recoveries_s[0] < time.monotonic() - second_s
+
+
 def test_failures_that_no_plan_asks_for_are_burnt(case):
     """A crash of the code that nobody planned counts against a restart."""
     case.settle(*case.claim(), Outcome.CRASHED)

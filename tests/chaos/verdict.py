@@ -193,12 +193,13 @@ class Judge:
             self.verdict.stale.append(f"{record.id}: {result} of token {record.token}, succeeded: {succeeded}")
 
     def _measure(self, job_id: str, history: list[dict[str, Any]]) -> None:
-        for line in history:
-            if line["outcome"] != "lost":
-                continue
+        lost = [line for line in history if line["outcome"] == "lost"]
+        for line in lost:
             again = next((e for e in self._by_job[job_id] if e.token > line["token"]), None)
             if again is None:
                 continue
+            if any(line["token"] < other["token"] < again.token for other in lost):
+                continue  # the next runner had it and was lost before it began it: its recovery is that other one's
             # A runner may be stalled more than once.
             causes = [d for d in self._disruptions if line["runner"] in d.runners and d.at_s < again.begun_s]
             if not causes:
