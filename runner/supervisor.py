@@ -331,9 +331,7 @@ class Supervisor:
                 tally=self._tally,
                 alarm=self._alarm,
             )
-            bell = self._bells[name] = Bell(
-                *(self._on_crash, self._queue, pool, self._worker, self._host.name, self._settings.lease_s)
-            )
+            bell = self._bells[name] = Bell(self._on_crash, pool, self._worker)
             bell.start()
             self._worker.rang(name)
         self._upkeep.refresh()

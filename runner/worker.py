@@ -59,6 +59,9 @@ class Worker(GreenletService):
         self._in_flight = in_flight
         self._runner = runner
         self._lease_ms = round(lease_s * 1000)
+        #: Shorter than what is left of a lease: when a runner stands still, the claim that it has in Redis must be over
+        #: before the jobs that it had come back, or it is given them again.
+        self._wait_s = min(BLOCK_S, lease_s / 2)
         self._on_step = on_step
         self.free = free
         self._tally = tally or Tally()
@@ -111,6 +114,18 @@ class Worker(GreenletService):
     def is_asking(self, pool: str) -> bool:
         """True while a step is under way that may fill places of the pool."""
         return self._asked.get(pool, 0) > 0
+
+    def claim_on_ring(self, pool: SandboxPool) -> bool:
+        """Have a claim for a pool's free places wait in Redis until its bell rings; False when Redis was away."""
+        places, sent_s, step = self.places(pool), time.monotonic(), None
+        self.promise(pool.name, places)
+        try:
+            step = self._queue.step_on_ring(self._runner, self._lease_ms, pool.name, places, self._wait_s)
+        except RedisUnavailable as e:
+            events.WORKER_WAITS(error=e)
+        finally:
+            self.kept(pool.name, sent_s, step)
+        return step is not None
 
     def promise(self, pool: str, places: int) -> None:
         """Keep places for a claim that is about to wait in Redis."""
@@ -283,28 +298,14 @@ class Worker(GreenletService):
 class Bell(GreenletService):
     """Claims at the ring of one pool's bell, while the pool has free places and no jobs."""
 
-    def __init__(
-        self,
-        on_crash: Callable[[str, BaseException], None],
-        queue: Queue,
-        pool: SandboxPool,
-        worker: Worker,
-        runner: str,
-        lease_s: float,
-    ) -> None:
+    def __init__(self, on_crash: Callable[[str, BaseException], None], pool: SandboxPool, worker: Worker) -> None:
         super().__init__(on_crash)
         self.name = f"bell:{pool.name}"
-        self._queue = queue
         self._pool = pool
         self._worker = worker
-        self._runner = runner
-        self._lease_ms = round(lease_s * 1000)
-        #: Shorter than what is left of a lease: when a runner stands still, the claim that it has in Redis must be over
-        #: before the jobs that it had come back, or it is given them again.
-        self._wait_s = min(BLOCK_S, lease_s / 2)
 
     def run(self) -> None:
-        """Wait, give the worker what was claimed, wait again."""
+        """Wait and claim, again and again."""
         pool, worker = self._pool, self._worker
         while not self.stopping.is_set() and worker.claiming:
             if not worker.free(pool):
@@ -316,24 +317,10 @@ class Bell(GreenletService):
                 worker.stepped.clear()
                 worker.look_soon(pool.name)
                 worker.stepped.wait(timeout=BLOCK_S)
+            elif worker.claim_on_ring(pool):
+                gevent.sleep(0)  # what was claimed is sent to its sandboxes before this waits again
             else:
-                self._claim()
-
-    def _claim(self) -> None:
-        places = self._worker.places(self._pool)
-        sent_s = time.monotonic()
-        step = None
-        self._worker.promise(self._pool.name, places)
-        try:
-            step = self._queue.step_on_ring(self._runner, self._lease_ms, self._pool.name, places, self._wait_s)
-        except RedisUnavailable as e:
-            events.WORKER_WAITS(error=e)
-        finally:
-            self._worker.kept(self._pool.name, sent_s, step)
-        if step is None:
-            self.stopping.wait(timeout=_BACKOFF_S[-1])
-        else:
-            gevent.sleep(0)  # what was claimed is sent to its sandboxes before this waits again
+                self.stopping.wait(timeout=_BACKOFF_S[-1])
 
 
 class Inbox(PeriodicService):

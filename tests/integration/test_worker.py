@@ -36,12 +36,19 @@ from tests.bells import rings
 SPEC = PoolSpec(concurrency=4)
 
 
+class InThread(Queue):
+    """Waits in a thread, since nothing has patched the sockets of the tests."""
+
+    def step_on_ring(self, *args):
+        return gevent.get_hub().threadpool.apply(super().step_on_ring, args)
+
+
 class Rig:
     """A worker without a process around it."""
 
     def __init__(self, url: str) -> None:
         self.connections = Connections(url)
-        self.queue = Queue(self.connections)
+        self.queue = InThread(self.connections)
         registry = Registry(self.connections)
         sha = hashlib.sha256(b"code").hexdigest()
         registry.put_bundle(sha, b"code")
@@ -163,17 +170,9 @@ def test_draining_worker_claims_nothing_more(rig):
     assert rings(rig.queue, "default", 0.1), "the ring it took must be passed on"
 
 
-class InThread(Queue):
-    """Waits in a thread, since nothing has patched the sockets of the tests."""
-
-    def step_on_ring(self, *args):
-        return gevent.get_hub().threadpool.apply(super().step_on_ring, args)
-
-
 @pytest.fixture
 def bell(rig: Rig) -> Iterator[Bell]:
-    queue = InThread(rig.connections)
-    bell = Bell(lambda role, e: rig.crashes.append((role, e)), queue, rig.pool, rig.worker, "r", 30.0)
+    bell = Bell(lambda role, e: rig.crashes.append((role, e)), rig.pool, rig.worker)
     rig.worker.start()
     bell.start()
     rig.until(lambda: rig.connections.commands.info("clients")["blocked_clients"] == 1)
