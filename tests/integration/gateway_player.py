@@ -7,8 +7,11 @@ import http.client
 import json
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
+from threading import Event, Thread
 from typing import Any
 
 from flask.testing import FlaskClient
@@ -17,6 +20,7 @@ from werkzeug.test import TestResponse
 from bananas import retry
 from bananas.job import Attempt, Claim, Outcome, Settlement
 from bananas.queue import Queue
+from bananas.redis_client import Connections
 from bananas.registry import Registry, RunnerInfo
 from bananas.spec import Bundles, Deployment, FunctionSpec
 from tests.bells import rings
@@ -92,6 +96,33 @@ class Player:
         decision = retry.decide(outcome, claim.retries, claim.failures, claim.starts, Random(0))
         settlement = Settlement(claim, attempt, decision, result if outcome is Outcome.OK else b"", logs)
         assert self.queue.step("player", LEASE_MS, [settlement], []).settled == [True]
+
+
+@contextmanager
+def playing(redis_url: str, end: Callable[[Player, Claim], None]) -> Iterator[None]:
+    """A runner in a thread of its own, for the time of the block: ``end`` settles each job that it claims."""
+    stop = Event()
+
+    def play() -> None:
+        connections = Connections(redis_url)
+        player = Player(Queue(connections), Registry(connections))
+        while not stop.is_set():
+            player.announce()
+            claims = player.queue.step("player", LEASE_MS, [], [("default", 8)]).claims
+            for claim in claims:
+                end(player, claim)
+            if not claims:
+                rings(player.queue, "default", 0.1)
+        connections.close()
+
+    thread = Thread(target=play)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(SOON_S)
+    assert not thread.is_alive()
 
 
 @dataclass

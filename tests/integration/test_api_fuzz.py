@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -13,14 +12,10 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bananas.job import NewJob
-from bananas.queue import Queue
-from bananas.redis_client import Connections
-from bananas.registry import Registry
 from bananas.secrets import new_key
 from bananas.spec import RuntimeInfo, ScheduleSpec
 from gateway import openapi
-from tests.bells import rings
-from tests.integration.gateway_player import Player
+from tests.integration.gateway_player import Player, playing
 from tests.platform import Platform
 
 pytestmark = [pytest.mark.redis, pytest.mark.usefixtures("untraced")]
@@ -67,26 +62,8 @@ def api(platform: Platform, redis_url: str) -> Iterator[str]:
     player.queue.enqueue(NewJob("hello", b"1", id=KNOWN["job_id"]))
     player.queue.enqueue(NewJob("hello", b"1", delay_ms=3_600_000))
     player.announce()
-    stop = Event()
-    thread = Thread(target=_serve, args=(redis_url, stop))
-    thread.start()
-    yield platform.url
-    stop.set()
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-def _serve(redis_url: str, stop: Event) -> None:
-    connections = Connections(redis_url)
-    player = Player(Queue(connections), Registry(connections))
-    while not stop.is_set():
-        player.announce()
-        claims = player.queue.step("player", 30_000, [], [("default", 8)]).claims
-        for claim in claims:
-            player.settle(claim, result=claim.payload)
-        if not claims:
-            rings(player.queue, "default", 0.1)
-    connections.close()
+    with playing(redis_url, lambda player, claim: player.settle(claim, result=claim.payload)):
+        yield platform.url
 
 
 @SCHEMA.exclude(tag="raw").exclude(tag="aws").parametrize()

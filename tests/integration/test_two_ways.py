@@ -10,7 +10,6 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from threading import Event, Thread
 
 import pytest
 from flask import request
@@ -18,14 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from bananas import keys
-from bananas.job import Outcome
+from bananas.job import Claim, Outcome
 from bananas.queue import Queue
 from bananas.redis_client import Connections
 from bananas.registry import Registry
 from bananas.settings import LIMITS
 from bananas.tokens import Tokens
-from tests.integration.gateway_player import SOON_S, Player, call
+from tests.integration.gateway_player import SOON_S, Player, call, playing
 from tests.platform import Platform
 
 pytestmark = [pytest.mark.redis, pytest.mark.usefixtures("untraced")]
@@ -190,35 +188,20 @@ def ways(redis_url: str) -> Iterator[Ways]:
     for name in ("hello", "broken", "other"):
         player.deploy(name)
     player.announce()
-    stop = Event()
-    thread = Thread(target=_serve, args=(redis_url, stop))
     with Platform(redis_url, BANANAS_HOST="0.0.0.0", BANANAS_HOSTS="example.com,localhost") as platform:
         found = Ways(platform, connections)  # its tokens are there before the gateway, which would not start
         platform.gateway()
-        thread.start()
-        yield found
-        stop.set()
-        thread.join(SOON_S)
+        with playing(redis_url, _end):
+            yield found
     connections.close()
-    assert not thread.is_alive()
 
 
-def _serve(redis_url: str, stop: Event) -> None:
-    """A runner: each job ends with its own payload, or with an error."""
-    connections = Connections(redis_url)
-    player = Player(Queue(connections), Registry(connections))
-    while not stop.is_set():
-        player.announce()
-        claims = player.queue.step("player", 30_000, [], [("default", 8)]).claims
-        for claim in claims:
-            if claim.function == "broken":
-                error = {"type": "ValueError", "message": "boom", "traceback": ""}
-                player.settle(claim, Outcome.ERROR, error=error)
-            else:
-                player.settle(claim, result=claim.payload)
-        if not claims:
-            connections.blocking.bzpopmin([keys.bell("default")], timeout=0.1)
-    connections.close()
+def _end(player: Player, claim: Claim) -> None:
+    """Each job ends with its own payload, or with an error."""
+    if claim.function == "broken":
+        player.settle(claim, Outcome.ERROR, error={"type": "ValueError", "message": "boom", "traceback": ""})
+    else:
+        player.settle(claim, result=claim.payload)
 
 
 #: Each with an end that is seldom reached by chance.
