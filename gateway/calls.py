@@ -16,7 +16,8 @@ from bananas import spec
 from bananas.settings import LIMITS
 from gateway import access_shapes as access
 from gateway import bodies, httpevent, letters, lists, shapes, versions
-from gateway.guard import JSON, OCTETS
+from gateway.answers import JSON
+from gateway.guard import OCTETS
 from gateway.routes.tokens import NewToken
 
 TEXT: Final = "text/plain"

@@ -22,10 +22,10 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.utils import get_content_length
 
 from bananas.errors import HostNotAllowed, OriginNotAllowed, PayloadTooLarge, UnsupportedMedia
+from gateway.answers import JSON
 from gateway.asked import Asked, current
 from gateway.listen import is_loopback
 
-JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
 #: For ``read_body``: whatever the body is. Only where ``check_origin`` or a token guards the call.
 ANY: Final = ""

@@ -12,9 +12,10 @@ import msgspec
 
 import bananas
 from gateway import auth, calls, shapes
+from gateway.answers import JSON
 from gateway.asked import ID_HEADER as REQUEST_ID
 from gateway.calls import Answer, Body, Call
-from gateway.problems import STATUSES
+from gateway.problems import MEDIA, STATUSES
 
 #: Problems that any call may tell.
 EVERYWHERE: Final = (
@@ -155,13 +156,9 @@ def _problems(call: Call) -> dict[str, Any]:
         str(status): {
             "description": " / ".join(STATUSES[code][1] for code in codes),
             "headers": _sent(("Retry-After",) if status in (429, 503) else ()),
-            "content": {
-                "application/problem+json": {
-                    "schema": {"allOf": [problem, {"properties": {"code": {"enum": sorted(codes)}}}]}
-                }
-            }
+            "content": {MEDIA: {"schema": {"allOf": [problem, {"properties": {"code": {"enum": sorted(codes)}}}]}}}
             if call.has_problem_bodies
-            else {"application/json": {}},
+            else {JSON: {}},
         }
         for status, codes in sorted(by_status.items())
         if status not in call.answers

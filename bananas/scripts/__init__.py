@@ -104,10 +104,9 @@ class Caller:
         whatever it ended with. Returns what the script answers; raises RedisUnavailable. Never sent twice by itself."""
         script, wire = self._scripts[name], self._connections.blocking_wire
         with self._connections.guard():
-            parts = [len(_FIXED), *_FIXED, keys.PREFIX, *args]
-            waited, answer = wire.together(wait, ("EVALSHA", script.sha, *parts))
+            waited, answer = wire.together(wait, ("EVALSHA", script.sha, len(_FIXED), *_FIXED, keys.PREFIX, *args))
             if isinstance(answer, redis.exceptions.NoScriptError):
-                answer = wire.call("EVAL", script.text, *parts)
+                answer = script.call(wire, _FIXED, [keys.PREFIX, *args], repeatable=False)
             for refused in (answer, waited):
                 if isinstance(refused, Exception):
                     raise refused

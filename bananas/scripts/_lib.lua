@@ -147,8 +147,8 @@ end
 
 -- Call a function; when it fails, what was put off is written before the script ends: a job that cannot be read leaves none
 -- of those before it half written.
-local function guarded(work, a, b)
-  local is_done, answer = pcall(work, a, b)
+local function guarded(work)
+  local is_done, answer = pcall(work)
   if is_done then return answer end
   flush()
   error(answer, 0)
